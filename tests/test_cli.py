@@ -83,16 +83,16 @@ MISTAKES = [
     (["run", "demo", "--set", "sae.k=5000"], "k = 5000 is more than n = 1536"),
     (["run", "demo", "--arms", "solo,joined"], "did you mean 'joint'"),
     (["run", "demo", "--seeds", "three"], "--seeds"),
-    (["run", "demo", "--seeds", "0,0"], "seeds must name at least one, each once"),
+    (["run", "demo", "--seeds", "0,0"], "seeds must name at least one, and none twice"),
     (["run", "demmo"], "did you mean 'demo'"),
     (["run", "demo", "--set", "measure.senses=nothere.jsonl"], "measure.senses: no file or folder 'nothere.jsonl'"),
-    (["run", sys.executable], "is no recipe; give a TOML file or a shipped recipe's name"),
+    (["run", sys.executable], "is not a recipe; give a TOML file or the name of a shipped recipe"),
     (["interp", "demo", "--seeds", ","], "--seeds takes a count (3) or a list (0,7; one alone: 7,)"),
     (["run", "missing.toml"], "no recipe file 'missing.toml'"),
     (["run", "demo", "--device", "gpu9"], "'gpu9' is not one of cpu, cuda, cuda:N, mps"),
     (["run", "demo", "--device", "meta"], "'meta' is not one of cpu, cuda, cuda:N, mps"),
     (["run", "demo", "--out", "/dev/null/run"], "cannot write /dev/null/run: Not a directory"),
-    (["run", "demo", "--track", "wand"], "nothing is known of tracking with 'wand'; choose tensorboard or wandb"),
+    (["run", "demo", "--track", "wand"], "tracking with 'wand' is not supported; choose tensorboard or wandb"),
     (["compare", "absent"], "absent is not a run folder"),
     (["recipes", "paper"], "no recipe 'paper'"),
 ]
@@ -267,7 +267,7 @@ def test_a_run_folder_as_recipe_is_told_how_to_go_on(metasae, tmp_path):
 def test_weights_as_recipe_are_refused_unread(metasae, tmp_path):
     with open(tmp_path / "sae.safetensors", "wb") as file:
         file.truncate(1 << 40)
-    assert_refused(*metasae("run", tmp_path / "sae.safetensors")[::2], "sae.safetensors is no recipe")
+    assert_refused(*metasae("run", tmp_path / "sae.safetensors")[::2], "sae.safetensors is not a recipe")
 
 
 def test_a_second_process_on_a_run_folder_is_refused_until_the_first_ends(metasae, tmp_path):
@@ -296,7 +296,7 @@ def test_the_other_ranks_work_under_the_first_ones_lock(tmp_path, monkeypatch):
         with start.started(planted, tmp_path):
             pass
         monkeypatch.setenv("RANK", "0")
-        with pytest.raises(UserError, match="works on"), start.started(planted, tmp_path):
+        with pytest.raises(UserError, match="is working on"), start.started(planted, tmp_path):
             pass
 
 
@@ -350,7 +350,7 @@ def test_the_width_is_compared_before_any_text_is_read(metasae, build, tmp_path)
         "text.source=absent.jsonl",
     ]
     code, _, stderr = metasae("measure", tmp_path / "sae", "--recipe", "demo", *settings, "--out", tmp_path / "out")
-    assert_refused(code, behind_stage(stderr), "reads vectors of width 8, 'blocks.1.hook_resid_pre' gives")
+    assert_refused(code, behind_stage(stderr), "reads vectors of width 8, but 'blocks.1.hook_resid_pre' gives")
 
 
 @pytest.fixture

@@ -94,53 +94,55 @@ def test_the_verdict_has_a_sentence_and_three_lines_for_a_pair(tmp_path):
     assert kinds == ["trained", "truth", "description", "fidelity", "fidelity"]
     assert verdict[0]["text"].startswith("Trained enough: r with another seed 0.70 (0.4 or more)")
     assert "Joint against solo (3 seeds, 5,000 held-out tokens, realised L0 8.00 and 8.00)" in verdict[1]["text"]
-    assert "equals solo" not in verdict[3]["text"] and "equals solo on every measure, exactly" in verdict[4]["text"]
+    assert "equals solo" not in verdict[3]["text"] and "equals solo exactly in every measure" in verdict[4]["text"]
 
 
 def test_truth_alone_names_a_direction(tmp_path):
     three_arms(tmp_path)
     lines = told(tmp_path)
     assert "its latents are more atomic" in lines["truth"]
-    assert "nearer to the truth by spike-ins recovered, F1 +12.5%" in lines["truth"]
+    assert "clearly better: spike-ins recovered, F1 +12.5%" in lines["truth"]
     assert "mean |phi| -6.7%" in lines["description"] and "atomic" not in lines["description"]
-    assert "it costs FVU +5.0%" in lines["fidelity"]
+    assert "clearly worse: FVU +5.0%" in lines["fidelity"]
 
 
 def test_the_other_way_is_said_as_plainly(tmp_path):
     three_arms(tmp_path, recovered=(0.36, 0.361, 0.359), fvu=(0.19, 0.191, 0.189))
     lines = told(tmp_path)
     assert "its latents are less atomic" in lines["truth"]
-    assert "further from it by spike-ins recovered" in lines["truth"] and "it gains FVU -5.0%" in lines["fidelity"]
+    assert "clearly worse: spike-ins recovered" in lines["truth"] and "clearly better: FVU -5.0%" in lines["fidelity"]
 
 
 def test_known_features_that_disagree_name_no_direction(tmp_path):
     three_arms(tmp_path, apart=(0.04, 0.041, 0.039))
     lines = told(tmp_path)
-    assert "known features disagree" in lines["truth"] and "more atomic" not in lines["truth"]
+    assert "measures of known features disagree" in lines["truth"] and "more atomic" not in lines["truth"]
 
 
 def test_nothing_told_apart_says_what_could_have_been(tmp_path):
     three_arms(tmp_path, recovered=(0.38, 0.41, 0.42), fvu=(0.21, 0.19, 0.2))
     lines = told(tmp_path)
-    assert "no difference in atomicity could be told" in lines["truth"]
-    assert "not told apart: spike-ins recovered, F1 +0.83%" in lines["truth"]
-    assert "or more could be told)" in lines["truth"] and "not told apart: FVU" in lines["fidelity"]
+    assert "there is no clear difference in atomicity" in lines["truth"]
+    assert "no clear difference: spike-ins recovered, F1 +0.83%" in lines["truth"]
+    assert "a change would be clear from " in lines["truth"] and "no clear difference: FVU" in lines["fidelity"]
 
 
 def test_what_is_too_small_to_matter_names_no_direction(tmp_path):
     three_arms(tmp_path, recovered=(0.40200, 0.40201, 0.40199))
     lines = told(tmp_path)
     assert "clear, but too small to matter: spike-ins recovered, F1 +0.50%" in lines["truth"]
-    assert "no difference in atomicity could be told" in lines["truth"]
+    assert "there is no clear difference in atomicity" in lines["truth"]
 
 
-@pytest.mark.parametrize("r, opening", [(0.31, "Not trained enough: r with another seed 0.31"), (None, "Training not")])
+@pytest.mark.parametrize(
+    "r, opening", [(0.31, "Not trained enough: r with another seed 0.31"), (None, "Not known if trained enough")]
+)
 def test_arms_that_are_not_trained_enough_have_no_direction(tmp_path, r, opening):
     three_arms(tmp_path, r=r)
     comparison = compare(tmp_path)
     verdict = comparison["verdict"]
     assert verdict[0]["text"].startswith(opening) and comparison["trained"]["enough"] is (None if r is None else False)
-    assert "more atomic latents" not in verdict[1]["text"].split(":")[2] and "nearer" not in verdict[1]["text"]
+    assert "more atomic latents" not in verdict[1]["text"].split(":")[2] and "clearly" not in verdict[1]["text"]
     assert "spike-ins recovered, F1 +12.5%" in verdict[1]["text"]
     # tables say as little
     assert "clearly better" not in (tmp_path / "compare.md").read_text().split("## Fidelity")[0]
@@ -166,7 +168,7 @@ def test_one_seed_establishes_nothing(tmp_path):
     comparison = compare(tmp_path)
     entry = comparison["pairs"]["joint vs solo"][PHI]
     assert entry["ci95"] is None and entry["note"] == "1 seed, no interval"
-    assert "1 seed, no interval, so no direction is named" in comparison["verdict"][1]["text"]
+    assert "no direction is named, as one seed gives no interval" in comparison["verdict"][1]["text"]
     assert "spike-ins recovered, F1 +12.5%" in comparison["verdict"][1]["text"]
     assert "1 seed, no interval" in (tmp_path / "compare.md").read_text()
 
@@ -185,7 +187,7 @@ def test_a_control_that_differs_is_called_out(tmp_path):
     path = tmp_path / "arms" / "control-s1" / "measures.json"
     path.write_text(path.read_text().replace('"fvu": 0.2', '"fvu": 0.26'))
     control = compare(tmp_path)["verdict"][-1]["text"]
-    assert "Control (lambda2 = 0) differs from solo, which it must not: FVU +10.0%" in control
+    assert "Control (lambda2 = 0) differs from solo, which it must not. The largest difference: FVU +10.0%" in control
 
 
 def test_other_arms_unpaired_seeds_and_unmeasured_arms(tmp_path):
@@ -230,7 +232,7 @@ def test_user_errors(tmp_path):
 def test_arms_judged_on_different_tokens_are_refused(tmp_path):
     write_arm(tmp_path, "solo", 0)
     write_arm(tmp_path, "joint", 0, conditions__n_tokens=4000)
-    with pytest.raises(UserError, match="judged differently \\(n_tokens: 5000 and 4000\\)"):
+    with pytest.raises(UserError, match="measured differently \\(n_tokens: 5000 and 4000\\)"):
         compare(tmp_path)
 
 
@@ -295,7 +297,7 @@ def test_two_seeds_make_one_pair_and_files_that_do_not_name_it_are_said(tmp_path
         entry["n_seeds"] == 3
         and entry["ci95"] is None
         and entry["difference"] == 0
-        and "not kept between which seeds" in entry["note"]
+        and "not recorded which seeds each number takes" in entry["note"]
     )
     assert "r with another seed" in (tmp_path / "old" / "compare.md").read_text()
 
@@ -335,7 +337,7 @@ def test_a_change_that_does_not_survive_holm_is_not_named(tmp_path):
     comparison = compare(tmp_path)
     entry = comparison["pairs"]["joint vs solo"][RECOVERED]
     assert entry["p"] < 0.1 and entry["p_holm"] > 0.05
-    assert "not told apart: spike-ins recovered" in comparison["verdict"][1]["text"]
+    assert "no clear difference: spike-ins recovered" in comparison["verdict"][1]["text"]
 
 
 def test_latex_prints_bold_what_holm_was_applied_to(tmp_path):
@@ -415,10 +417,10 @@ def test_arms_of_other_l0_have_no_direction(tmp_path):
     three_arms(tmp_path)
     for path in (tmp_path / "arms").glob("joint-s*/measures.json"):
         path.write_text(path.read_text().replace('"l0": 8.0, "dead"', '"l0": 7.0, "dead"'))
-    assert "no direction is named, as realised L0 differ" in told(tmp_path)["truth"]
+    assert "no direction is named, as the realised L0 differ" in told(tmp_path)["truth"]
 
 
 def test_an_interval_without_text_error_says_so(tmp_path):
     three_arms(tmp_path)
-    assert "spike-ins recovered, F1 +12.5% [+11.9, +13.1] (no text error)" in told(tmp_path)["truth"]
+    assert "spike-ins recovered, F1 +12.5% [+11.9, +13.1] (interval over seeds alone)" in told(tmp_path)["truth"]
     assert "| nearest decoder cosine |  | 0.5 | 0.5 | 0 | 3 |  |" in (tmp_path / "compare.md").read_text()

@@ -110,7 +110,7 @@ def test_it_stops_at_once_and_goes_on_to_the_same_end(where, recipe, whole, tmp_
     # nothing was begun after the signal
     assert len(calls) == after + 1
     assert capsys.readouterr().err == f"stopping ({stage}); Ctrl-C again to stop now\n"
-    words, _, command = str(stopped.value).partition(" Go on with: ")
+    words, _, command = str(stopped.value).partition(" Continue with: ")
     assert words == f"stopped at once ({stage}); what is finished is kept."
     assert shlex.split(command) == ["metasae", "run", str(run / "recipe.toml"), "--out", str(run)]
     metasae.run(run / "recipe.toml", out=run, show=False)
@@ -128,7 +128,7 @@ def test_training_saves_first_unless_it_is_told_twice(signals, recipe, whole, tm
             # answered while the step still goes on
             assert (
                 capsys.readouterr().err
-                == "finishing the step in hand, then saving (training 2 SAEs); Ctrl-C again to stop now\n"
+                == "finishing the current step, then saving (training 2 SAEs); Ctrl-C again to stop now\n"
             )
             if signals == 2:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -182,7 +182,7 @@ def test_arms_in_lanes_are_all_saved_and_end_as_if_undisturbed(signals, recipe, 
 
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "primary_step", press)
-            with pytest.raises(Interrupted, match="Go on with: metasae run"):
+            with pytest.raises(Interrupted, match="Continue with: metasae run"):
                 metasae.run(recipe, out=tmp_path / "cut" / "run", show=False)
         assert len(names) == 2
         saved = sorted(

@@ -201,8 +201,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(recipe, tmp_path, monkeypatch, capsy
     assert child.returncode == 130, errors
     assert "Traceback" not in errors
     last = errors.strip().splitlines()[-1]
-    assert last.startswith("metasae: stopped at step ") and "; saved. Go on with: " in last
-    command = shlex.split(last.partition("Go on with: ")[2])
+    assert last.startswith("metasae: stopped at step ") and "; saved. Continue with: " in last
+    command = shlex.split(last.partition("Continue with: ")[2])
     assert command == ["metasae", "run", str(cut / "recipe.toml"), "--out", str(cut)]
     step = int(last.removeprefix("metasae: stopped at step ").partition(";")[0])
     # stopped in the middle, off the grid of checkpoints, so that the signal itself made the checkpoint
@@ -227,7 +227,9 @@ def test_a_second_ctrl_c_stops_at_once_and_still_says_how_to_go_on(recipe, tmp_p
 
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(source, "harvest_points", press_twice)
-    with pytest.raises(Interrupted, match=r"stopped at once.*Go on with: metasae run .*recipe.toml --out ") as caught:
+    with pytest.raises(
+        Interrupted, match=r"stopped at once.*Continue with: metasae run .*recipe.toml --out "
+    ) as caught:
         metasae.run(recipe(), out=tmp_path / "a", show=False)
     assert caught.value.exit_code == 130 and signal.getsignal(signal.SIGINT) is before
 
@@ -395,7 +397,9 @@ def test_a_model_that_changed_under_a_run_is_not_judged_with(recipe, tmp_path):
     tensors = load_file(weights)
     name = next(name for name in tensors if "mlp.c_proj.weight" in name)
     save_file({**tensors, name: tensors[name] * 1.5}, weights, {"format": "pt"})
-    with pytest.raises(UserError, match="its files have changed; choose another --out"):
+    with pytest.raises(
+        UserError, match=r"files have changed since its activations were harvested into .*; choose another --out"
+    ):
         job.run({**one, "seeds": [0, 1]}, tmp_path / "run", show=False)
 
 
@@ -406,7 +410,7 @@ def test_cached_tokens_are_read_again_and_said_to_be(recipe, tmp_path):
     whole = metasae.run(values, out=tmp_path / "whole", show=False).comparison
     index = json.loads(next((tmp_path / "activations").glob("*/index.json")).read_text())
     assert index["splits"]["train"]["tokens"] == 2000
-    assert "6,000 training tokens, 2,000 different ones read 3 times" in Path(whole["report"]).read_text()
+    assert "6,000 training tokens (2,000 different ones, each read 3 times)" in Path(whole["report"]).read_text()
 
     stopped, steps = tmp_path / "stopped", []
 

@@ -45,7 +45,7 @@ def test_a_second_one_says_so_and_waits(tmp_path):
         order.append("first")
     thread.join(60)
     assert order == ["first", "second"] and len(progress.lines) == 1
-    assert "process " in progress.lines[0] and f"harvests into {tmp_path}; waiting for it" in progress.lines[0]
+    assert "process " in progress.lines[0] and f"is harvesting into {tmp_path}; waiting for it" in progress.lines[0]
 
 
 def test_a_process_that_was_killed_holds_nothing(tmp_path):
@@ -57,7 +57,7 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path):
     threading.Timer(0.3, holder.kill).start()
     with harvesting_into(tmp_path, progress):
         assert holder.wait(60) == -9
-    assert progress.lines == [f"process 7 on mars harvests into {tmp_path}; waiting for it"]
+    assert progress.lines == [f"process 7 on mars is harvesting into {tmp_path}; waiting for it"]
     with harvesting_into(tmp_path, progress):
         assert len(progress.lines) == 1
 
@@ -90,7 +90,10 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_nothing_is_left_of_a_holder(tmp_path):
     with alone_on(tmp_path), harvesting_into(tmp_path, SILENT):
         assert len(list(tmp_path.glob("*.holder"))) == 2
-        with pytest.raises(UserError, match=f"process .* works on {tmp_path}; wait until it ends"), alone_on(tmp_path):
+        with (
+            pytest.raises(UserError, match=f"process .* is working on {tmp_path}; wait until it ends"),
+            alone_on(tmp_path),
+        ):
             pass
     with alone_on(tmp_path):
         pass

@@ -18,16 +18,19 @@ MODEL = {"model": {"path": "somewhere"}}
     [
         (
             {"train.tokens": 50},
-            "train.tokens = 50 fills no batch of train.batch = 2,048 tokens; ask for more tokens or set train.batch=50 "
-            "or less",
+            "train.tokens = 50 is less than one batch of train.batch = 2,048 tokens; ask for more tokens or set "
+            "train.batch=50 or less",
         ),
-        ({"harvest.tokens": 2047}, "harvest.tokens = 2,047 fills no batch of train.batch = 2,048"),
-        ({"harvest.window_tokens": 100}, "harvest.window_tokens = 100 fills no batch of train.batch = 2,048"),
+        ({"harvest.tokens": 2047}, "harvest.tokens = 2,047 is less than one batch of train.batch = 2,048"),
+        ({"harvest.window_tokens": 100}, "harvest.window_tokens = 100 is less than one batch of train.batch = 2,048"),
         # 489 steps
         ({"train.n_primary_steps": 490}, "train.n_primary_steps = 490 is more than the 489 steps .* 'control'"),
-        ({"train.penalty_start": 1.0}, "train.penalty_start = 1 of 489 steps leaves none on which 'joint'"),
+        (
+            {"train.penalty_start": 1.0},
+            "train.penalty_start = 1 of 489 steps leaves no step with a penalty for 'joint'",
+        ),
         ({"spikes.n": 4000}, "spikes.n = 4,000 known features are more than the sae.n = 3,072 latents"),
-        ({"sae.k_start": 64, "sae.k_anneal": 0}, "sae.k_start = 64 is never used with sae.k_anneal = 0"),
+        ({"sae.k_start": 64, "sae.k_anneal": 0}, "sae.k_start = 64 has no effect with sae.k_anneal = 0"),
         ({"sae.k_start": 4000}, "k_start = 4000 must lie between k = 32 and n = 3072"),
         ({"measure.tokens": 127}, "measure.tokens = 127 is less than one window of text.context = 128 tokens"),
         ({"measure.calibration_tokens": 1}, "measure.calibration_tokens = 1 is less than one window"),
@@ -57,30 +60,33 @@ def test_what_can_be_meant_is_taken(values):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"train.warmup": 489}, "train.warmup = 489 steps never ends within the 489 of the training, so that train.lr"),
-        ({"train.warmup": 10_000}, "train.warmup = 10,000 steps never ends within the 489"),
-        ({"train.warmup": 300, "train.decay": 0.5}, "warmup = 300 steps and train.decay = 0.5 of 489 overlap"),
+        (
+            {"train.warmup": 489},
+            "train.warmup = 489 steps is not shorter than the 489 steps of the training, so the learning rate",
+        ),
+        ({"train.warmup": 10_000}, "train.warmup = 10,000 steps is not shorter than the 489"),
+        ({"train.warmup": 300, "train.decay": 0.5}, "warmup = 300 steps and train.decay = 0.5 of 489 steps overlap"),
         (
             {"train.dead_after": 1_000_000},
-            "dead_after = 1,000,000 tokens and the training has 1,000,000, so that no latent",
+            "dead_after = 1,000,000 tokens, but the training has 1,000,000, so no latent",
         ),
-        ({"train.meta_dead_after": 10**9}, "meta_dead_after = 1,000,000,000 rows and the meta SAE reads 737,280"),
-        ({"harvest.tokens": 2_000_000}, "harvest.tokens = 2,000,000, of which train.tokens = 1,000,000 are read"),
-        ({"harvest.tokens": 4_000}, "train.tokens = 1,000,000 of harvest.tokens = 4,000 reads each 250 times"),
+        ({"train.meta_dead_after": 10**9}, "meta_dead_after = 1,000,000,000 rows, but the meta SAE reads 737,280"),
+        ({"harvest.tokens": 2_000_000}, "harvest.tokens = 2,000,000, but training reads only train.tokens = 1,000,000"),
+        ({"harvest.tokens": 4_000}, "train.tokens = 1,000,000 over harvest.tokens = 4,000 reads each token 250 times"),
         (
             {"sae.architecture": "matryoshka", "sae.prefixes": [0.01, 1.0]},
-            "sae.prefixes begin with 31 latents, fewer than sae.k = 32",
+            "the first of sae.prefixes has 31 latents, fewer than the sae.k = 32",
         ),
         (
             {"train.penalty_every": 500, "train.penalties": {"ortsae": 0.1}},
             "penalty_every = 500 is more than the 489 steps",
         ),
-        ({"meta.n": 3072}, "meta.n = 3,072 latents for the sae.n = 3,072 rows"),
-        ({"measure.meta_k": 300}, "measure.meta_k = 300 is more than the 276 latents of the judging meta SAE"),
-        ({"measure.meta_n": 1.5}, "measure.meta_n = 1.5 gives judging meta SAEs no fewer latents than rows"),
-        ({"measure.batch_topk": True, "measure.output_tokens": 0}, "measure.batch_topk measures nothing"),
-        ({"measure.labels": "labels.jsonl", "measure.concepts": 0}, "measure.labels measures nothing"),
-        ({"measure.side_effects": 5, "measure.across": False}, "measure.side_effects = 5 measures nothing"),
+        ({"meta.n": 3072}, "meta.n = 3,072 latents for sae.n = 3,072 decoder rows"),
+        ({"measure.meta_k": 300}, "measure.meta_k = 300 is more than the 276 latents of a critic"),
+        ({"measure.meta_n": 1.5}, "measure.meta_n = 1.5 gives a critic at least one latent per decoder row"),
+        ({"measure.batch_topk": True, "measure.output_tokens": 0}, "measure.batch_topk has no effect"),
+        ({"measure.labels": "labels.jsonl", "measure.concepts": 0}, "measure.labels has no effect"),
+        ({"measure.side_effects": 5, "measure.across": False}, "measure.side_effects = 5 has no effect"),
     ],
 )
 def test_what_may_be_meant_is_said(values, says):
@@ -112,7 +118,7 @@ def test_a_text_that_fills_no_batch_is_refused(build, stories, tmp_path, no_draw
         "arms": ["solo"],
     }
     with pytest.raises(
-        UserError, match=r"gives \d+ training tokens, which fill no batch of train.batch = 2,048; use a"
+        UserError, match=r"gives \d+ training tokens, less than one batch of train.batch = 2,048; use a"
     ):
         metasae.run(values, tmp_path / "run", show=False)
 

@@ -65,8 +65,8 @@ def test_an_sae_of_another_library_is_measured_without_bos_and_in_its_context(re
     as_said, conditions, used = measured([noted], tmp_path / "b", recipe)
     told = capsys.readouterr().err
     assert (used.model.bos, used.text.context) == (False, 16) and "trained_otherwise" not in conditions
-    assert "windows begin without BOS, as the SAEs say they were trained (prepend_bos = false)" in told
-    assert "windows have 16 tokens, as the SAEs say they were trained (context_size), not the recipe's 32" in told
+    assert "windows begin without BOS, as in the training of the SAEs (prepend_bos = false)" in told
+    assert "windows have 16 tokens, as in the training of the SAEs (context_size), not the recipe's 32" in told
     by_hand, _, _ = measured([plain], tmp_path / "c", recipe, **{"model.bos": False, "text.context": 16})
     assert as_said == by_hand != with_bos
     # what is asked for by hand stays, and what differs is said and kept
@@ -74,8 +74,11 @@ def test_an_sae_of_another_library_is_measured_without_bos_and_in_its_context(re
     other, conditions, used = measured([noted], tmp_path / "d", recipe, **{"model.bos": True, "text.context": 32})
     assert other == with_bos and used.text.context == 32
     assert conditions["trained_otherwise"] == {"prepend_bos": [False, True], "context_size": [16, 32]}
-    line = "noted-s0 says it was trained otherwise than it is measured: prepend_bos false there, true here; "
-    assert f"{line}context_size 16 there, 32 here" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert (
+        "noted-s0 was trained under other conditions than it is measured under: prepend_bos false in training" in told
+    )
+    assert "true here; context_size 16 in training, 32 here" in told
 
 
 def test_saes_that_differ_are_measured_alike_and_each_difference_is_said(recipe, tmp_path, capsys):
@@ -84,14 +87,17 @@ def test_saes_that_differ_are_measured_alike_and_each_difference_is_said(recipe,
     _, conditions, used = measured([one, other], tmp_path / "out", recipe)
     assert (used.model.bos, used.text.context) == ("auto", 32)
     told = capsys.readouterr().err
-    assert "one-s0 says it was trained otherwise" in told and "context_size 16 there, 32 here" in told
-    assert "other-s0 says it was trained otherwise than it is measured: dataset_path someone/pile there" in told
+    assert "one-s0 was trained under other conditions" in told and "context_size 16 in training, 32 here" in told
+    assert (
+        "other-s0 was trained under other conditions than it is measured under: dataset_path someone/pile in training"
+        in told
+    )
     assert conditions["trained_otherwise"]["prepend_bos"] == [False, True]
     # whoever reads the result later learns of it too
     for name in ("compare.md", "report.html"):
         assert (
-            "one-s0 says it was trained otherwise than it is measured: prepend_bos false there, true here"
-            in (tmp_path / "out" / name).read_text()
+            "one-s0 was trained under other conditions than it is measured under: prepend_bos false in training, true "
+            "here" in (tmp_path / "out" / name).read_text()
         )
 
 
@@ -155,8 +161,8 @@ def test_names_that_mean_the_same_are_no_difference():
     assert differences(same, recipe, True) == {}
     other = Conditions(point="blocks.5.hook_resid_post", model="gpt2-medium")
     said = trained_otherwise("x-s0", differences(other, recipe, True))
-    assert "hook_name blocks.5.hook_resid_post there, blocks.5.hook_resid_pre here" in said
-    assert "model_name gpt2-medium there, openai-community/gpt2 here" in said
+    assert "hook_name blocks.5.hook_resid_post in training, blocks.5.hook_resid_pre here" in said
+    assert "model_name gpt2-medium in training, openai-community/gpt2 here" in said
 
 
 def test_notes_of_another_type_count_as_not_said():

@@ -47,7 +47,7 @@ def test_a_run_measured_again_gives_the_same_numbers(run, tmp_path):
     assert (run / "arms" / "joint-s1" / "measures.json").read_text() == before
     # what is measured already is not measured again
     metasae.measure([run], tmp_path / "again", show=False)
-    with pytest.raises(UserError, match="measures made otherwise; choose another --out"):
+    with pytest.raises(UserError, match="measures by another recipe; choose another --out"):
         metasae.measure([run], tmp_path / "again", overrides={"measure.tokens": 3000}, show=False)
 
 
@@ -63,7 +63,7 @@ def test_ctrl_c_keeps_what_is_measured(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measuring, "measure_sae", press)
     out, joint = tmp_path / "out", run / "arms" / "joint-s0" / "primary"
     with pytest.raises(
-        Interrupted, match=r"stopped at once; what is measured is kept in .*out\. Go on with the same command"
+        Interrupted, match=r"stopped at once; what is measured is kept in .*out\. Continue with the same command"
     ):
         metasae.measure([f"one={joint}", f"other={joint}"], out, show=False)
     assert capsys.readouterr().err == "stopping (measuring); Ctrl-C again to stop now\n"
@@ -109,7 +109,7 @@ def test_names_tell_apart_what_is_called_alike(run, tmp_path):
     (tmp_path / "a=b").symlink_to(joint)
     assert [target.folder for target in start.named_targets(f"{tmp_path}/a=b")] == [tmp_path / "a=b"]
     for wrong, words in (
-        (f"a b={joint}", "'a b' is no name"),
+        (f"a b={joint}", "'a b' cannot name an SAE"),
         (f"x-s2={run}", "seeds of their own"),
         (f"x={tmp_path}/nowhere", "nowhere"),
     ):
@@ -155,10 +155,11 @@ def test_an_sae_of_another_hook_point_or_trained_on_what_is_judged_is_refused(ru
     judged = as_if("seen", text={"source": "some.jsonl", "calibration_share": 0.05, "evaluation_share": 0.05})
     with pytest.raises(
         UserError,
-        match=r"seen was trained on documents that would be judged here: all beyond the first 0.1 of the text",
+        match=r"seen was trained on documents that would be used for measuring: it was trained on all but the first "
+        r"0\.1 of the text",
     ):
         metasae.measure([first, judged], tmp_path / "out", show=False)
-    with pytest.raises(UserError, match="trained on documents that would be judged"):
+    with pytest.raises(UserError, match="trained on documents that would be used for measuring"):
         metasae.measure([first], tmp_path / "out", overrides={"text.evaluation_share": 0.4}, show=False)
     assert not (tmp_path / "out").exists()
 

@@ -118,7 +118,7 @@ def test_doctor_takes_them(recipe, tmp_path):
     tried = examine(wanted, tmp_path / "run")
     trials = tried["trials"]
     assert tried["fits"] and set(trials["arms"]) == {"solo", "joint"} and trials["measure"]["sae"] > 0
-    on = any("half of its latents on" in note for note in tried["notes"])
+    on = any("half of its latents active" in note for note in tried["notes"])
     assert on == (recipe["sae"]["architecture"] == "level")
 
 

@@ -152,10 +152,10 @@ def test_latents_with_a_model_of_ones_own(load, build):
 
 def test_latents_say_what_they_lack(load, build):
     sae, folder = trained_on(load, build)
-    with pytest.raises(metasae.UserError, match="notes name no hook point"):
+    with pytest.raises(metasae.UserError, match="metadata name no hook point"):
         sae.latents("text")
     sae.config.metadata = {"hook_name": "blocks.1.hook_resid_pre"}
-    with pytest.raises(metasae.UserError, match="notes name no model; pass one"):
+    with pytest.raises(metasae.UserError, match="metadata name no model; pass a name or a folder"):
         sae.latents("text")
     with pytest.raises(metasae.UserError, match=r"the model folder '.*nowhere' does not exist"):
         sae.latents("text", "./nowhere")

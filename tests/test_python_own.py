@@ -196,5 +196,5 @@ def test_a_trainer_refuses_what_this_process_does_not_know():
 
     values = small_recipe().model_dump(mode="json")
     stored = metasae.Recipe.stored(values, {"sae.architecture": "gone"})
-    with pytest.raises(metasae.UserError, match="'gone' was defined in Python and is not known to this process"):
+    with pytest.raises(metasae.UserError, match="'gone' was defined in Python and this process does not know it"):
         Trainer(stored, "solo", 0, torch.zeros(16))

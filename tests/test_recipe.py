@@ -28,11 +28,11 @@ def test_save_and_load(tmp_path):
     ("overrides", "words"),
     [
         ({"train.lr": "nan"}, "train.lr"),
-        ({"sae.k_start": 64, "sae.architecture": "jumprelu"}, "k_start anneals k, by which jumprelu"),
+        ({"sae.k_start": 64, "sae.architecture": "jumprelu"}, "k_start anneals k, but jumprelu"),
         ({"train.lr": float("nan")}, "train.lr"),
         ({"train.betas": [0.9, 1.0]}, "betas"),
         ({"seeds": []}, "at least one"),
-        ({"seeds": [1, 1]}, "each once"),
+        ({"seeds": [1, 1]}, "none twice"),
         ({"seeds": True}, "seeds"),
         ({"arms.solo": 1}, "value, not a table"),
         ({"sae.lambda2": 1}, "unknown key 'sae.lambda2'"),

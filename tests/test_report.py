@@ -41,7 +41,7 @@ def test_figures_and_captions_name_the_baseline_that_was_asked_for(tmp_path):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["solo - joint", "control - joint"]
     page = write_report(tmp_path / "r", comparison).read_text()
     assert (
-        "What changes against joint" in page and "percentage of the mean of joint" in page and "{baseline}" not in page
+        "What changes against joint" in page and "in percent of the mean of joint" in page and "{baseline}" not in page
     )
 
 
@@ -134,8 +134,11 @@ def test_scores_of_earlier_weights_are_left_out_and_named(no_drawing, tmp_path):
     (tmp_path / "r" / "interp.json").write_text(json.dumps({"arms": arms}))
     text = write_report(tmp_path / "r", compare(tmp_path / "r")).read_text()
     compared = json.loads((tmp_path / "r" / "compare.json").read_text())
-    assert compared["stale"] == ["solo-s0"] and "the auto-interp of solo-s0" in text
-    assert "the auto-interp of solo-s0; run `metasae interp` again" in (tmp_path / "r" / "compare.md").read_text()
+    assert compared["stale"] == ["solo-s0"] and "Auto-interp scores of solo-s0" in text
+    assert (
+        "Auto-interp scores of solo-s0 are left out, as they are of an earlier SAE; run `metasae interp` again"
+        in (tmp_path / "r" / "compare.md").read_text()
+    )
     assert not any("interp" in key for key in compared["arms"]["solo"]["values"])
 
 

@@ -112,9 +112,12 @@ def test_each_child_has_its_window_and_its_colour(sections):
 
 
 def test_a_split_says_what_became_of_the_parent_and_what_the_children_were(sections):
-    assert "the parent is gone; closest to it, beside its children: joint-s0 2927 (phi 0.41)" in sections
-    assert "was already solo-s0 829 (phi 0.92)" in sections and "nothing in the other SAE fires like it" in sections
-    assert "7 more candidates are left out" in sections and "Both SAEs are of one seed" in sections
+    assert "the parent is gone; the closest latent apart from its children: joint-s0 2927 (phi 0.41)" in sections
+    assert (
+        "existed already as solo-s0 829 (phi 0.92)" in sections
+        and "no latent of the other SAE fires like it" in sections
+    )
+    assert "7 more candidates are left out" in sections and "Both SAEs have the same seed" in sections
 
 
 def test_the_worst_are_those_of_the_arm_by_its_hardest_score(sections):

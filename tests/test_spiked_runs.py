@@ -151,7 +151,7 @@ def test_other_spike_ins_in_the_same_folder_are_refused(run, recipe):
 
 
 def test_planted_worlds_have_their_own_truth():
-    with pytest.raises(UserError, match="truth of its own"):
+    with pytest.raises(UserError, match="known features of its own"):
         Recipe.load("planted", {"spikes.n": 8})
 
 

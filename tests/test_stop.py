@@ -8,7 +8,7 @@ import pytest
 
 from metasae.progress.stop import StopRequest
 
-ANSWER = "finishing the step in hand, then saving (training solo, seed 0); Ctrl-C again to stop now"
+ANSWER = "finishing the current step, then saving (training solo, seed 0); Ctrl-C again to stop now"
 
 
 def press(number=signal.SIGINT):
@@ -95,4 +95,4 @@ def test_an_answer_in_the_middle_of_a_line_is_written_past_it(capfd):
 
     with StopRequest(busy).listening():
         press()
-    assert "finishing the step in hand, then saving (the work in hand)" in capfd.readouterr().err
+    assert "finishing the current step, then saving (the current work)" in capfd.readouterr().err

@@ -12,9 +12,9 @@ from metasae.recipe.registry import Known
 
 HEAD = """# Every key of a recipe
 
-A recipe is a TOML file; what it leaves out has the default below, which is seldom what a shipped recipe says
-(`metasae recipes NAME` prints one). `--set TABLE.KEY=VALUE` overrides a value, and `metasae run RECIPE --dry-run`
-prints all of them as a run would take them.
+A recipe is a TOML file. A key that it leaves out has the default below; shipped recipes often have another value
+(`metasae recipes NAME` prints a shipped recipe). `--set TABLE.KEY=VALUE` sets a value, and
+`metasae run RECIPE --dry-run` prints every value that a run would use.
 This page is made by `python -m tools.recipe_page docs/recipe.md`.
 """
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}

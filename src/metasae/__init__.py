@@ -1,6 +1,6 @@
 """metasae: train, measure and compare sparse autoencoders whose latents are meant to be atomic.
 
-The public names load what they need when they are first used, so `import metasae` costs next to nothing.
+A public name imports its module when it is first used, so `import metasae` is quick.
 """
 
 import importlib
@@ -32,7 +32,8 @@ __all__ = sorted(_HOME)
 
 
 class _Package(ModuleType):
-    """A public function keeps its name where a room has the same: `metasae.compare` is the function.
+    """The package as a module in which a public function keeps its name although a room has the same one:
+    `metasae.compare` is the function.
 
     Importing a room sets it as an attribute of the package, which would hide the function.
     """

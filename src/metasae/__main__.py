@@ -1,4 +1,4 @@
-"""`python -m metasae`, as torchrun starts it."""
+"""`python -m metasae`: torchrun starts metasae this way."""
 
 from metasae.cli import main
 

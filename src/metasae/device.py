@@ -1,4 +1,4 @@
-"""What a processor or GPU can do, whether a device is here, and how this process works on it. Loads torch when it is
+"""What a processor or GPU can do, whether a device is available, and settings for work on it. Imports torch only when
 needed.
 """
 
@@ -21,7 +21,9 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 
 def check_device(device: str) -> None:
-    """Raises UserError for a device that is none, or is not here. Asks torch only where it may have a GPU."""
+    """Raises UserError for a name that is not a device, and for a device that is not available. Imports torch only if
+    there may be a GPU.
+    """
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
         raise UserError(f"--device '{device}' is not one of cpu, cuda, cuda:N, mps")
     if device == "cpu":
@@ -38,16 +40,14 @@ def check_device(device: str) -> None:
 
 
 def _check_apple() -> None:
-    """Raises UserError where Apple's GPU cannot be used here. What it has no instructions for, torch then works out on
-    the processor.
-    """
+    """Raises UserError if Apple's GPU cannot be used here. Operations that it lacks then run on the processor."""
     why = None
     if sys.platform != "darwin":
         why = f"Apple's GPUs are in Macs, and this machine runs {sys.platform}"
     elif int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
-        why = "there is one GPU of Apple's, and several processes work together here"
+        why = "a Mac has one GPU, and several processes work together here"
     else:
-        # torch reads it when it is imported
+        # torch reads this variable when it is imported
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
         import torch
 
@@ -60,15 +60,15 @@ def _check_apple() -> None:
 
 
 def widest(device: "torch.device") -> "torch.dtype":
-    """float64; float32 on Apple's GPUs, which have no wider numbers."""
+    """The widest floating-point type of a device: float64, on Apple's GPUs float32."""
     import torch
 
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def multiplies_bf16(device: "torch.device") -> bool:
-    """Whether the device multiplies bf16 matrices itself. Older GPUs hold bf16 numbers and only emulate their
-    products; Apple's are not asked, as not all have them.
+    """Whether the device has instructions for products of bf16 matrices. Older GPUs only emulate them. False for
+    Apple's GPUs, as not all of them do.
     """
     import torch
 
@@ -80,10 +80,10 @@ def multiplies_bf16(device: "torch.device") -> bool:
 
 
 def work_on(device: "torch.device") -> None:
-    """Makes a GPU the current one, on which Triton launches whatever its tensors' GPU is; and sums of bf16 products are
-    in fp32 there.
+    """Makes a GPU the current one, and lets it sum bf16 products in fp32. Triton launches kernels on the current GPU,
+    wherever their tensors are.
 
-    Nothing for a processor.
+    Does nothing for a processor.
     """
     if device.type == "cuda":
         import torch
@@ -94,11 +94,12 @@ def work_on(device: "torch.device") -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Asks glibc to serve large blocks from the heap and never to give the heap back; says whether it did.
+    """Asks glibc to take large blocks from the heap and never to return the heap to the system; returns whether glibc
+    accepted.
 
-    By default every block beyond 32 MB is mapped and unmapped each time, and each of its pages is faulted in and zeroed
-    again: measured, 10% of a step at d = 384, n = 3072 and 40% at d = 1280, n = 20480. The process keeps its peak
-    memory. Does nothing where the C library is not glibc.
+    By default glibc maps and unmaps every block beyond 32 MB each time, so each of its pages is faulted in and zeroed
+    again. This took 10% of a step at d = 384, n = 3072 and 40% at d = 1280, n = 20480. The price: the process keeps its
+    peak memory. Does nothing if the C library is not glibc.
     """
     if sys.platform != "linux":
         return False
@@ -106,13 +107,13 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    # each call returns 1 when it was heard
+    # each call returns 1 if it succeeded
     return all([mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, 2**31 - 1), mallopt(_TOP_PAD, 64 << 20)])
 
 
 def _torch_with_gpus():
-    """torch, where it may have a GPU. None, without the seconds that importing it takes, where it was built for
-    processors or has no driver.
+    """The torch module if it may have a GPU. None if it was built for processors alone or there is no driver; torch is
+    then not imported, which would take seconds.
     """
     place = importlib.util.find_spec("torch")
     if "torch" not in sys.modules and place is not None and place.origin is not None:
@@ -125,7 +126,7 @@ def _torch_with_gpus():
 
 
 def _has_driver() -> bool:
-    """Whether NVIDIA's driver can be loaded, which CUDA needs."""
+    """Whether NVIDIA's driver, which CUDA needs, can be loaded."""
     try:
         ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:

@@ -1,4 +1,4 @@
-"""Text as people save it: with byte order marks, in another encoding than UTF-8, with half a character at its end."""
+"""Reads text files, which may have byte order marks, another encoding than UTF-8, or half a character at the end."""
 
 import gzip
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metasae.errors import UserError
 
-# What reading a gzipped file raises where it is damaged.
+# The errors of reading a damaged gzipped file.
 UNPACKING = (gzip.BadGzipFile, EOFError, zlib.error)
 _MARK = "\ufeff"
 # UTF-32 first: its mark begins with that of UTF-16
@@ -19,13 +19,15 @@ _MARKS = {
     b"\xfe\xff": "UTF-16",
 }
 _SAMPLE = 4096
-# UTF-16 without a mark: the halves of its letters that say the alphabet are of few kinds, and one in ten at least is
-# NUL, as in every space and digit.
+# UTF-16 without a mark is recognised by the bytes that say the alphabet (every second byte): they have few values, and
+# at least one in ten is NUL, as in every space and digit.
 _NULS, _SHARE, _ALPHABETS = 6, 0.1, 8
 
 
 def readable(text: str) -> str:
-    """The text as UTF-8 can hold it: surrogate pairs are joined, a lone surrogate (half an emoji) is U+FFFD."""
+    """The text in a form that UTF-8 can encode: surrogate pairs are joined, and a lone surrogate (half an emoji)
+    becomes U+FFFD.
+    """
     try:
         text.encode()
         return text
@@ -34,16 +36,17 @@ def readable(text: str) -> str:
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, gzipped where its name ends with .gz, with their ends as they are, without byte order
-    marks and `readable`.
+    """Yields the lines of a UTF-8 file, which is gzipped if its name ends with .gz. Line ends are kept, byte order
+    marks are removed, and each line is made `readable`.
 
-    A mark may begin any line, as in files that were put together from several.
+    Any line may begin with a mark, as in a file that was joined from several files.
 
-    Raises UserError that names the file for another encoding; OSError where it cannot be read, and UNPACKING.
+    Raises UserError, which names the file, for another encoding; OSError if the file cannot be read; and the errors in
+    UNPACKING.
     """
     with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
         _refuse_wide(file.peek(_SAMPLE)[:_SAMPLE], path)
-        # halves of a character that were written one by one are bytes that strict UTF-8 refuses
+        # strict UTF-8 refuses surrogates that were encoded one by one
         with io.TextIOWrapper(file, encoding="utf-8", errors="surrogatepass", newline="") as lines:
             try:
                 for line in lines:
@@ -53,7 +56,7 @@ def lines_of(path: Path) -> Iterator[str]:
 
 
 def text_in(path: Path) -> str:
-    """The text of a whole UTF-8 file, line ends as `\\n`. Raises UserError and OSError as `lines_of`."""
+    """The text of a whole UTF-8 file, with `\\n` as line ends. Raises as `lines_of`."""
     return "".join(lines_of(path)).replace("\r\n", "\n")
 
 

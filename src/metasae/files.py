@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, then renamed into it; checked when read."""
+"""Reads and writes files so that each is complete or absent: it is written under a temporary name and then renamed."""
 
 import json
 import math
@@ -19,11 +19,11 @@ __all__ = ["json_safe", "read_json", "read_tensors", "toml", "write", "write_jso
 
 
 def write(path: Path, writer: Callable[[Path], None]) -> None:
-    """Calls `writer` with a place beside `path`, then renames the result into `path`. A failure leaves `path` as it
-    was.
+    """Calls `writer` with a temporary path in the folder of `path`, then renames the result to `path`. A failure leaves
+    `path` unchanged.
 
-    The place has one name, so that what a killed process left is written over; two that may write one path at once take
-    a lock.
+    The temporary name is always the same, so a file that a killed process left is overwritten. Processes that may write
+    one path at the same time must hold a lock.
 
     Raises UserError when the disk is full or the folder cannot be written.
     """
@@ -34,7 +34,7 @@ def write(path: Path, writer: Callable[[Path], None]) -> None:
         os.replace(part, path)
     except Exception as error:
         part.unlink(missing_ok=True)
-        # safetensors wraps the operating system's error in its own class, so the words are looked at too
+        # safetensors wraps the operating system's error in a class of its own, so the message is checked too
         if isinstance(error, OSError) or "os error" in str(error).lower() or "I/O error" in str(error):
             raise UserError(
                 f"cannot write {path}: {error}; free some space or choose another --out, then run again"
@@ -43,16 +43,17 @@ def write(path: Path, writer: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes text as UTF-8; complete or not at all, as `write`."""
     write(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON without NaN: a missing number is null."""
+    """Writes a value as JSON. A missing number is null; NaN raises ValueError."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def json_safe(value: Any) -> Any:
-    """Numpy and torch numbers and arrays as plain ones; NaN and infinity as None."""
+    """The value with plain numbers and lists in place of numpy's and torch's, and None in place of NaN and infinity."""
     if isinstance(value, dict):
         return {str(key): json_safe(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -65,16 +66,17 @@ def json_safe(value: Any) -> Any:
 
 
 def write_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
+    """Writes {name: tensor} as a safetensors file; complete or not at all, as `write`."""
     from safetensors.torch import save_file
 
     write(path, lambda part: save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata))
 
 
 def read_json(path: Path) -> Any:
-    """Raises UserError when the file is missing or is not JSON."""
+    """The value in a JSON file. Raises UserError if the file is missing or is not JSON."""
     try:
         if path.exists() and not path.is_file():
-            raise UserError(f"cannot read {path}: it is no plain file")
+            raise UserError(f"cannot read {path}: it is not a regular file")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
@@ -85,7 +87,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_tensors(path: Path) -> dict:
-    """name -> tensor. Raises UserError when the file is missing, truncated or not safetensors."""
+    """{name: tensor} of a safetensors file. Raises UserError if the file is missing, truncated or not safetensors."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -1,7 +1,7 @@
-"""Lock files: one process at a time on a run folder, on a cache and on a sweep's files.
+"""Lock files, so that one process at a time works on a run folder, a cache or a sweep's files.
 
-The operating system lets go of a lock when the process that holds it ends, however it ends, so no lock is ever stale.
-The holder's name lies beside the lock file, in `<name>.holder`, so that a second process can say who works there.
+The operating system releases a lock when the process that holds it ends for any reason, so a lock is never left behind.
+The holder's name is in `<name>.holder` beside the lock file, for the message to a second process.
 """
 
 import os
@@ -18,36 +18,37 @@ from metasae.errors import UserError
 from metasae.progress.progress import SILENT, Progress
 
 RUN_LOCK, HARVEST_LOCK = "run.lock", "harvest.lock"
-# What a file system without locks answers.
+# The errors of a file system without locks.
 _NO_LOCKS = (EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP)
 
 
 def alone_on(folder: Path, progress: Progress = SILENT) -> AbstractContextManager[bool]:
-    """Holds a run folder, which is made where there is none, for as long as the block lasts.
+    """Holds the lock of a run folder during the block; creates the folder if there is none.
 
-    Raises UserError where another process holds it, and where the folder cannot be written.
+    Raises UserError if another process holds the lock or the folder cannot be written.
     """
 
     def refuse(holder: str) -> NoReturn:
-        raise UserError(f"{holder} works on {folder}; wait until it ends, or choose another --out")
+        raise UserError(f"{holder} is working on {folder}; wait until it ends, or choose another --out")
 
     def warn(why: str) -> None:
-        progress.say(f"{folder} cannot be locked ({why}); let no second run write to it meanwhile")
+        progress.say(f"{folder} cannot be locked ({why}); do not start a second run that writes to it")
 
     return locked(folder / RUN_LOCK, "choose another --out", refuse, warn)
 
 
 def harvesting_into(folder: Path, progress: Progress) -> AbstractContextManager[bool]:
-    """Holds a cache folder, which is made where there is none; says so and waits where another process holds it.
+    """Holds the lock of a cache folder during the block; creates the folder if there is none. Waits while another
+    process holds the lock, and says so.
 
-    Raises UserError when the folder cannot be written.
+    Raises UserError if the folder cannot be written.
     """
 
     def say_who(holder: str) -> None:
-        progress.say(f"{holder} harvests into {folder}; waiting for it")
+        progress.say(f"{holder} is harvesting into {folder}; waiting for it")
 
     def warn(why: str) -> None:
-        progress.say(f"{folder} cannot be locked ({why}); let no second run harvest into it meanwhile")
+        progress.say(f"{folder} cannot be locked ({why}); do not start a second run that harvests into it")
 
     return locked(folder / HARVEST_LOCK, "choose another harvest.cache or --out", say_who, warn)
 
@@ -60,12 +61,12 @@ def locked(
     unlockable: Callable[[str], None] = lambda why: None,
     wait: bool = True,
 ) -> Iterator[bool]:
-    """Holds the lock file at `path`, which is made with its folder where there is none.
+    """Holds the lock file at `path` during the block; creates the file and its folder if needed.
 
-    Gives whether it is held: False only where `wait` is False and another process holds it. taken: called with the
-    holder before the lock is waited for; it may raise. unlockable: called with the reason where the file system keeps
-    no locks; the block then runs without one, unless it raises. advice: what to do where the folder cannot be
-    written, which raises UserError.
+    Yields whether the lock is held: False only if `wait` is False and another process holds it. taken: called with the
+    holder's name before waiting for the lock; it may raise. unlockable: called with the reason if the file system has
+    no locks; unless it raises, the block then runs without a lock. advice: the end of the UserError that is raised if
+    the folder cannot be written.
     """
     lock, name = FileLock(path), path.with_name(f"{path.name}.holder")
     if not _is_free(lock, path, advice, unlockable):
@@ -84,7 +85,7 @@ def locked(
 
 
 def _is_free(lock: FileLock, path: Path, advice: str, unlockable: Callable[[str], None]) -> bool:
-    """Takes the lock where nobody holds it; False where another process does."""
+    """Takes the lock if it is free; False if another process holds it. True also if the file system has no locks."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)

@@ -108,7 +108,7 @@ def test_every_proposal_fits(seed):
 def test_a_run_is_refused_before_its_harvest(tmp_path, monkeypatch):
     small = Recipe.load("demo")
     fit.refuse_what_cannot_fit(small, 384, tmp_path / "runs" / "a")
-    with pytest.raises(UserError, match=r"disk: .* TB needed, .* there; set harvest.window_tokens=\d+ ") as caught:
+    with pytest.raises(UserError, match=r"disk: .* TB needed, .* available; set harvest.window_tokens=\d+ ") as caught:
         fit.refuse_what_cannot_fit(
             applied(small, [("harvest.tokens", 0), ("train.tokens", 10**12)]), 384, tmp_path / "runs" / "a"
         )
@@ -119,7 +119,7 @@ def test_a_run_is_refused_before_its_harvest(tmp_path, monkeypatch):
             applied(small, [("harvest.tokens", 10**12), ("train.tokens", 10**13)]), 384, tmp_path / "runs" / "a"
         )
     assert "window" not in str(caught.value)
-    with pytest.raises(UserError, match=r"memory: .* needed, .* there"):
+    with pytest.raises(UserError, match=r"memory: .* needed, .* available"):
         fit.refuse_what_cannot_fit(
             applied(small, [("sae.n", 10**9), ("measure.keep_firings", False)]), 384, tmp_path / "runs" / "a"
         )

@@ -118,7 +118,7 @@ def test_what_has_no_interval_says_why():
     assert (
         unknown.ci95 is None
         and unknown.difference == 0
-        and unknown.note == "no interval, as it is not kept between which seeds this was found"
+        and unknown.note == "no interval, as it is not recorded which seeds each number takes"
     )
     assert mean_interval({0: 1.0, 1: 3.0}, between={}).note == unknown.note
     assert paired_difference({0: 1.0}, {0: 2.0}, between={}).note == "1 seed, no interval"

@@ -178,7 +178,7 @@ def test_zero_and_negative_baselines():
 def test_a_baseline_not_told_apart_from_0_has_no_percentage():
     estimate = paired_difference({0: 1.0, 1: 1.2, 2: 1.1}, {0: 0.1, 1: -0.1, 2: 0.2})
     assert estimate.percent is None and estimate.percent_ci95 is None and estimate.ci95 is not None
-    assert estimate.note == "no percentage, as the baseline is not told apart from 0"
+    assert estimate.note == "no percentage, as the baseline's interval includes 0"
 
 
 def test_the_percentage_and_the_difference_agree_about_0():

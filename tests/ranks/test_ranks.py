@@ -138,7 +138,7 @@ def test_a_rank_that_ends_ends_the_job(how, words):
     assert second is None if words is None else second[1].startswith(words)
     for told in (first, third):
         assert told[1].startswith("UserError: another rank ended before the job was done"), told
-        assert "start the same command again to go on from the last checkpoint" in told[1]
+        assert "start the same command again to continue from the last checkpoint" in told[1]
 
 
 UNDER_TORCHRUN = """

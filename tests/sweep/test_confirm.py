@@ -29,7 +29,7 @@ def test_no_document_is_judged_on_twice(name):
     judged, again = (
         {document for document in documents if split_of(document, one.text) == "evaluation"} for one in (recipe, other)
     )
-    assert "never judged on" in note and not judged & again
+    assert "did not measure on" in note and not judged & again
     assert len(again) == pytest.approx(recipe.text.evaluation_share * 4000, rel=0.15)
     assert sum(split_of(document, other.text) == "train" for document in documents) > 0.3 * 4000
 

@@ -172,7 +172,7 @@ def test_a_sweep_that_was_moved_goes_on(tmp_path, monkeypatch):
         return real(*arguments, **options)
 
     monkeypatch.setattr(worker_module, "train_arm", stop_at_the_fourth)
-    with pytest.raises(Interrupted, match=r"stopped by a test\. Go on with the same command"):
+    with pytest.raises(Interrupted, match=r"stopped by a test\. Continue with the same command"):
         tiny(tmp_path / "before", grid, seeds=1)
     monkeypatch.setattr(worker_module, "train_arm", real)
     (tmp_path / "elsewhere").mkdir()
@@ -197,7 +197,7 @@ def test_ctrl_c_stops_measuring_at_once_and_keeps_what_is_measured(tmp_path, mon
     monkeypatch.setattr(worker_module, "measure_arm", press)
     grid = {"train.lambda2": [0.3]}
     with pytest.raises(
-        Interrupted, match=r"stopped at once \(measuring .*\); what is done is kept\. Go on with the same command"
+        Interrupted, match=r"stopped at once \(measuring .*\); what is done is kept\. Continue with the same command"
     ):
         tiny(tmp_path / "a", grid, seeds=1)
     assert capsys.readouterr().err.startswith("stopping (measuring ") and len(measured) == 2
@@ -332,17 +332,17 @@ def test_the_verb(tmp_path):
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"grid_": None}, "say what is swept"),
-    ({"named": "kinds"}, "say what is swept"),
+    ({"grid_": None}, "give one of --grid"),
+    ({"named": "kinds"}, "give one of --grid"),
     ({"grid_": None, "named": "kind"}, "did you mean 'kinds'"),
     ({"grid_": {"train.lambda2": ["x"]}}, r"train\.lambda2"),
     ({"grid_": {"sae.k": [4000]}}, "more than n"),
     ({"search": 0}, "at least one trial"),
-    ({"search": 3, "early_stop": True}, "goes with a grid"),
+    ({"search": 3, "early_stop": True}, "works with a grid only"),
     ({"workers": 0}, "at least one"),
     ({"objectives": ["fidelity.fvuu"]}, "did you mean 'fidelity.fvu'"),
-    ({"objectives": ["fidelity.l0"]}, "no better direction"),
-    ({"overrides": TINY | {"measure.across": True}}, "nothing across SAEs"),
+    ({"objectives": ["fidelity.l0"]}, "without a better direction"),
+    ({"overrides": TINY | {"measure.across": True}}, "no measures that take two SAEs"),
     ({"device": "gpu"}, "not one of cpu, cuda"),
 ])  # fmt: skip
 def test_a_wrong_call_is_one_clear_error_and_writes_nothing(tmp_path, options, words):

@@ -118,7 +118,7 @@ def test_a_sink_that_fails_is_told_once_and_the_run_goes_on(tmp_path, monkeypatc
 
 
 def test_what_cannot_be_tracked_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="has no SAE in training or trained"):
+    with pytest.raises(UserError, match="has no SAE whose training has begun"):
         track(tmp_path, "tensorboard")
     with pytest.raises(UserError, match="choose tensorboard or wandb"):
         open_sink("tensorbord", tmp_path)
@@ -157,5 +157,5 @@ def test_wandb_offline_keeps_the_same_run_and_without_a_key_nothing_begins(tmp_p
     for name in ("WANDB_API_KEY", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    with pytest.raises(UserError, match="knows no key"):
+    with pytest.raises(UserError, match="has no API key"):
         track(tmp_path, "wandb")

@@ -85,8 +85,8 @@ def test_a_free_l0_is_what_the_coefficients_come_to(name):
 
 
 @pytest.mark.parametrize("name, advice", [
-    ("batchtopk", "so few pre-activations are positive: change sae.k"),
-    ("topk", "so few pre-activations are positive: change sae.k"),
+    ("batchtopk", "too few pre-activations are positive: change sae.k"),
+    ("topk", "too few pre-activations are positive: change sae.k"),
     ("jumprelu", "train longer, change train.lr or sae.k"),
     ("relu", "train longer, change train.lr or sae.k"),
 ])  # fmt: skip
@@ -94,8 +94,8 @@ def test_a_line_says_what_cannot_be(name, advice, tmp_path):
     # half of all pre-activations are positive at the start
     trainer, l0 = trained(steps=30, **{"sae.architecture": name, "sae.k": 120})
     (line,) = save_trained(trainer.export(1.0, {}), trainer.recipe, unseen(), tmp_path)
-    realised = float(line.split()[4])
-    assert line == f"L0 in use is {realised:.3g} where sae.k asks for 120; {advice}" and 30 < realised < 108
+    realised = float(line.split()[4].rstrip(","))
+    assert line == f"the realised L0 is {realised:.3g}, but sae.k asks for 120; {advice}" and 30 < realised < 108
     assert math.isfinite(sum(l0)) and realised == pytest.approx(l0[-1], rel=0.15)
 
 
@@ -116,7 +116,7 @@ def test_the_run_and_its_report_say_so(tmp_path, capfd):
     said = f"L0 misses k by more than a tenth: solo-s0 {realised:.3g} (k 44)."
     out, err = capfd.readouterr()
     assert said in " ".join(out.split())
-    assert f"solo-s0: L0 in use is {realised:.3g} where sae.k asks for 44; train longer" in " ".join(err.split())
+    assert f"solo-s0: the realised L0 is {realised:.3g}, but sae.k asks for 44; train longer" in " ".join(err.split())
     assert said in (tmp_path / "run/compare.md").read_text() and said in (tmp_path / "run/report.html").read_text()
 
 
@@ -173,6 +173,9 @@ def test_what_misses_k_by_hand():
     assert not misses(14.5, 16) and not misses(17.5, 16) and misses(14.3, 16) and misses(17.7, 16)
     assert missed_line(17.5, 16, "own", "sae", table) == []
     (line,) = missed_line(2.1, 4, "eer", "meta", table)
-    assert line == "L0 in use is 2.1 where meta.k asks for 4; measure.threshold = 'eer' does not aim at k, 'rate' does"
+    assert (
+        line
+        == "the realised L0 is 2.1, but meta.k asks for 4; measure.threshold = 'eer' does not aim at k; 'rate' does"
+    )
     known = {"solo-s0": {"l0": 16.2, "k": 16}, "joint-s0": {"l0": 40.0, "k": 16}, "theirs-s0": {}}
     assert missed_by(known, table) == {"joint-s0": [40.0, 16]}

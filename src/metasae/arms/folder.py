@@ -1,6 +1,6 @@
-"""A run on disk and its arms: THE classes for them.
+"""`RunFolder` and `Arm`: the classes for a run on disk and its arms.
 
-They import no torch; weights and firings are loaded when they are asked for.
+They import no torch; weights and firings are loaded when they are used.
 """
 
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from metasae.measures.firing.firings import Firings
     from metasae.sae.sae import SAE
 
-# Parts of across.json: splits and merges that are measured, and those between two SAEs of one seed.
+# Parts of across.json: measured splits and merges, and those between two SAEs of one seed.
 MEASURED_SPLITS = ("splits", "merges")
 SAME_SEED_SPLITS = ("same_seed_splits", "same_seed_merges")
 SPLITS = MEASURED_SPLITS + SAME_SEED_SPLITS
@@ -30,7 +30,7 @@ _NAME = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
 class Arm:
     """One arm with one seed.
 
-    folder: holds primary/ and perhaps meta/, firings/, measures.json, interp.json, metrics.jsonl.
+    folder: has primary/ and perhaps meta/, firings/, measures.json, interp.json, metrics.jsonl.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """As its folder in a run is called: joint-s0."""
+        """The name of its folder in a run, e.g. joint-s0."""
         return f"{self.name}-s{self.seed}"
 
     @property
     def is_trained(self) -> bool:
-        """primary/cfg.json is written last of an arm's weights."""
+        """Whether primary/cfg.json exists; it is written after all weights of an arm."""
         return (self.folder / "primary" / CONFIG).is_file()
 
     @property
@@ -60,54 +60,56 @@ class Arm:
         return (self.folder / "firings" / "index.json").is_file()
 
     def sae(self) -> "SAE":
-        """Raises UserError where the weights are missing or damaged."""
+        """The primary SAE. Raises UserError if the weights are missing or damaged."""
         from metasae.sae.sae import SAE
 
         return SAE.load(self.folder / "primary")
 
     def meta(self) -> "SAE | None":
-        """The meta SAE; None for an arm without."""
+        """The meta SAE; None if the arm has none."""
         from metasae.sae.sae import SAE
 
         return SAE.load(self.folder / "meta") if self.has_meta else None
 
     def firings(self) -> "Firings":
-        """The firings on the evaluation split, mapped from disk. Raises UserError where they are missing or damaged."""
+        """The firings on the evaluation split, mapped from disk. Raises UserError if they are missing or damaged."""
         from metasae.measures.firing.store import open_firings
 
         return open_firings(self.folder / "firings")
 
     def measures(self) -> dict:
-        """measures.json; {} where the SAE is not measured. Raises UserError for a file that is no JSON object."""
+        """The content of measures.json; {} if the SAE is not measured. Raises UserError if the file is not a JSON
+        object.
+        """
         return read_object(self.folder / "measures.json")
 
     def interp(self) -> dict:
-        """interp.json; {} where there are no scores."""
+        """The content of interp.json; {} if there are no scores."""
         return read_object(self.folder / "interp.json")
 
     def metrics(self) -> list[dict]:
-        """The whole rows of metrics.jsonl; a last row that is still being written is left out."""
+        """The complete rows of metrics.jsonl; a last row that is still being written is left out."""
         return read_metrics(self.folder / "metrics.jsonl")
 
 
 class RunFolder:
-    """A run's folder: recipe.toml, run.json, arms/, and what is worked out from all arms together."""
+    """A run's folder: recipe.toml, run.json, arms/, and the results over all arms."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
     def arm(self, name: str, seed: int) -> Arm:
-        """Where an arm is, or will be."""
+        """An arm of the run, which need not exist yet."""
         return Arm(name, seed, self.folder / "arms" / f"{name}-s{seed}")
 
     def spikes(self, seed: int) -> Path:
-        """The spike-ins that the arms of a seed were trained on, where there are any."""
+        """The file of the spike-ins that the arms of a seed are trained with, if the recipe has any."""
         return self.folder / "spikes" / f"s{seed}.safetensors"
 
     def arms(self) -> list[Arm]:
         """Every arm that has a folder, trained or not, in the order of arms and seeds.
 
-        Raises UserError where there is no arms/.
+        Raises UserError if there is no arms/.
         """
         if not (self.folder / "arms").is_dir():
             raise UserError(
@@ -118,23 +120,25 @@ class RunFolder:
         return sorted(arms, key=lambda arm: (place_of(arm.name), arm.seed))
 
     def trained(self) -> list[Arm]:
-        """The trained arms. Raises UserError where there is none."""
+        """The trained arms. Raises UserError if there is none."""
         arms = [arm for arm in self.arms() if arm.is_trained]
         if not arms:
             raise UserError(f"no arm of {self.folder} is trained yet; run `metasae run` on it first")
         return arms
 
     def baseline(self, arms: Sequence[Arm]) -> str:
-        """The arm that the others are compared with: as compare.json says, else solo, else the first."""
+        """The name of the arm that the others are compared with: the one in compare.json, else solo, else the first
+        arm.
+        """
         names = [arm.name for arm in arms]
         wanted = read_object(self.folder / "compare.json").get("baseline")
         return wanted if wanted in names else BASELINE if BASELINE in names else names[0]
 
     def across(self) -> dict[str, dict]:
-        """across.json: label -> what was found between two SAEs; {} where there is none.
+        """The content of across.json, {label: measures that take two SAEs}; {} if there is none.
 
-        Splits and merges of earlier releases are left out: their score did not look at whether the parent lives on, and
-        they were of two SAEs of one seed. Raises UserError for a file that is no JSON object.
+        Splits and merges of earlier releases are left out: their score ignored whether the parent still exists in the
+        other SAE, and both SAEs had the same seed. Raises UserError if the file is not a JSON object.
         """
         entries = read_object(self.folder / "across.json")
         return {
@@ -143,15 +147,17 @@ class RunFolder:
         }
 
     def stored_splits(self) -> dict[tuple[str, str], dict]:
-        """(the parents' weights, the children's) -> the splits between these two SAEs in across.json."""
+        """{(fingerprint of the parents' weights, of the children's): splits between these two SAEs} from
+        across.json.
+        """
         parts = [part for entry in self.across().values() for name, part in entry.items() if name in SPLITS]
         return {tuple(part["of"]): part for part in parts}
 
 
 def next_seed(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    """The same arm with the next seed, the seeds standing in a ring; None with one seed.
+    """The same arm with the next seed; the last seed is followed by the first. None with one seed.
 
-    Two seeds are one pair, seen from the first.
+    Two seeds make one pair, which belongs to the first; None for the second.
     """
     own = sorted((other for other in arms if other.name == arm.name), key=lambda other: other.seed)
     place = own.index(arm)
@@ -160,7 +166,7 @@ def next_seed(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
 
 @dataclass(frozen=True)
 class SplitPair:
-    """Two SAEs between which splits are looked for: latents of `parents` in `children`. Merges swap the two."""
+    """Two SAEs to search for splits: latents of `parents` that are split in `children`. Merges swap the two."""
 
     parents: Arm
     children: Arm
@@ -172,17 +178,19 @@ class SplitPair:
 
     @property
     def parts(self) -> dict[str, tuple[Arm, Arm]]:
-        """Part of across.json -> (parents, children). Between SAEs of one seed it is a list to look at, no measure."""
+        """{part of across.json: (parents, children)}. Between SAEs of one seed the part is only a list to look at, not
+        a measure.
+        """
         splits, merges = SAME_SEED_SPLITS if self.same_seed else MEASURED_SPLITS
         return {splits: (self.parents, self.children), merges: (self.children, self.parents)}
 
 
 def split_pair(arm: Arm, arms: Sequence[Arm], baseline: str = BASELINE) -> SplitPair | None:
-    """The baseline's SAE of the arm's seed, and the arm's of the next seed; None where there is no such pair.
+    """The baseline's SAE of the arm's seed and the arm's SAE of the next seed; None if there is no such pair.
 
-    Like is compared with like: latents of the baseline in an arm of another seed, beside latents of the baseline in the
-    baseline of another seed, which is the base rate. An arm with one seed is paired with the baseline's SAE of that
-    seed, for looking alone; the baseline itself then has no pair.
+    Two different seeds are used so that the base rate is comparable: it is the splits of the baseline's latents in the
+    baseline of another seed. An arm with one seed is paired with the baseline's SAE of that seed, only as a list to
+    look at; the baseline itself then has no pair.
     """
     parents = next((other for other in arms if (other.name, other.seed) == (baseline, arm.seed)), None)
     if parents is None:
@@ -194,7 +202,7 @@ def split_pair(arm: Arm, arms: Sequence[Arm], baseline: str = BASELINE) -> Split
 
 
 def read_object(path: Path) -> dict:
-    """A JSON object from a file; {} where there is none. Raises UserError for anything else."""
+    """The JSON object in a file; {} if there is no file. Raises UserError for anything else."""
     value = files.read_json(path) if path.is_file() else {}
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object; delete it and measure again")
@@ -202,7 +210,7 @@ def read_object(path: Path) -> dict:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; [] when there is none. A last line that a kill cut short is left out."""
+    """The rows of a metrics.jsonl; [] if there is none. A last line that was cut short by a kill is left out."""
     if not path.is_file():
         return []
     rows = []

@@ -1,5 +1,5 @@
-"""Where a recipe's activations come from: a language model read once into a cache, a planted world, or activations
-that a user gave.
+"""The source of a recipe's activations: a language model whose activations are harvested into a cache, a planted world,
+or activations that a user gave.
 """
 
 import threading
@@ -24,24 +24,24 @@ from metasae.sae.sae import SAE
 
 
 class Source:
-    """The language model and the activations of a recipe; each is loaded when first needed.
+    """The language model and the activations of a recipe. Each is loaded when it is first needed.
 
-    folder: caches lie beside it. ranks: those that harvest together.
+    folder: the run folder; caches lie beside it. ranks: the processes that harvest together.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress, ranks: Ranks = ALONE):
         self.recipe, self.folder, self.device, self.progress, self.ranks = recipe, folder, device, progress, ranks
         self.planted, self.given = recipe.text.source == PLANTED, recipe.text.source == GIVEN
         self._host: Host | None = None
-        # seed -> its draw of spike-ins, and what they leave to find in the evaluation split
+        # by seed: the draw of spike-ins, and their truth on the evaluation split
         self._spikes: dict[int, Spikes] = {}
         self._truths: dict[int, SpikeTruth] = {}
-        # arms that are trained side by side may be the first to need the model
+        # arms that are trained side by side may need the model at the same time
         self._loading = threading.Lock()
 
     @property
     def host(self) -> Host:
-        """Raises UserError where activations were given, as the text that goes with them is not known."""
+        """The language model. Raises UserError if the activations were given, as their text is not known."""
         if self.given:
             raise UserError("these activations were given in Python (metasae.train), so there is no text to read")
         with self._loading:
@@ -51,30 +51,33 @@ class Source:
 
     @property
     def judge(self) -> Host | None:
-        """The model where measuring needs it, for its own output or for tagged sentences."""
+        """The model if measuring needs it, for its own output or for tagged sentences; else None."""
         spec = self.recipe.measure
         tagged = spec.senses or (spec.concepts and spec.labels)
         return self.host if self.recipe.reads_text and (spec.output_tokens or tagged) else None
 
     @property
     def tokenizer(self):
-        """The model's tokenizer where measuring needs it, for concepts. The model is not loaded for it."""
+        """The model's tokenizer if measuring needs it, for concepts; else None. The model is not loaded for it."""
         if not self.recipe.reads_text or not self.recipe.measure.concepts:
             return None
         return load_tokenizer(self.recipe.model) if self._host is None else self._host.tokenizer
 
     @property
     def steering(self) -> Steering | None:
-        """What the side effects of steering are measured with, where the recipe asks for them and there is a model."""
+        """The settings for the side effects of steering, if the recipe asks for them and there is a model; else
+        None.
+        """
         spec = self.recipe.measure
         if not self.recipe.reads_text or not spec.side_effects:
             return None
         return Steering(self.host, spec.side_effects, self.recipe.text.context)
 
     def open(self, tokens: dict[str, int]) -> ActivationCache | PlantedCache | GivenCache:
-        """At least so many tokens of each split, harvested where no cache holds them yet.
+        """Opens a cache with at least this many tokens of each split, and harvests what is missing.
 
-        There is no training split where it comes in windows. Raises UserError where its tokens fill no batch.
+        The training split is left out if it comes in windows. Raises UserError if the training tokens are less than one
+        batch.
         """
         if self.planted:
             return PlantedCache(self.recipe.planted, tokens)
@@ -90,16 +93,16 @@ class Source:
         cache = caches[point]
         if "train" in tokens and (given := cache.split("train").n_tokens) < recipe.train.batch:
             raise UserError(
-                f"text.source '{recipe.text.source}' gives {given:,} training tokens, which fill no batch of "
+                f"text.source '{recipe.text.source}' gives {given:,} training tokens, less than one batch of "
                 f"train.batch = {recipe.train.batch:,}; use a longer text or set train.batch={given} or less"
             )
         return cache
 
     def spikes(self, seed: int, training: Split | None = None) -> Spikes | None:
-        """What SAEs of a seed are trained on beside the model's own features; None where the recipe adds nothing.
+        """The spike-ins that SAEs of a seed are trained with; None if the recipe has none.
 
-        All ranks call this together. training: what the draw is made from, by the first of them, where the run folder
-        has none yet. Raises UserError where the draw is gone that trained SAEs of this run met.
+        All ranks call this together. training: the split that the first rank draws them from, if the run folder has no
+        draw yet. Raises UserError if the draw that trained SAEs of this run used is missing.
         """
         spec = self.recipe.spikes
         if not spec.n:
@@ -116,7 +119,8 @@ class Source:
             return self._spikes[seed]
 
     def spike_truth(self, seed: int, evaluation: Split) -> SpikeTruth | None:
-        """What SAEs of a seed have to find in the evaluation split, which is always the same one.
+        """The truth of a seed's spike-ins on the evaluation split: what its SAEs have to find there. The split must be
+        the same in all calls.
 
         All ranks call this together; None on a rank that does not measure it.
         """
@@ -131,11 +135,13 @@ class Source:
 
     @property
     def windows(self) -> Path:
-        """Where training activations lie that come a window at a time, in the run folder."""
+        """The folder of training activations that come a window at a time, in the run folder."""
         return self.folder / "windows"
 
     def place(self, fingerprint: str) -> Path:
-        """A cache's folder: the recipe's, or one named after what is harvested, beside the run folder."""
+        """A cache's folder: the recipe's, or one beside the run folder, named after the fingerprint of what is
+        harvested.
+        """
         if self.recipe.harvest.cache:
             return Path(self.recipe.harvest.cache)
         return self.folder.parent / "activations" / fingerprint[:16]

@@ -1,8 +1,8 @@
-"""The stages of one arm with one seed: trained, calibrated and written; measured.
+"""The stages of one arm with one seed: training, calibration, writing, measuring.
 
-A run does them for all its arms, a sweep for its cells. Where activations come a window at a time, all arms train on a
-window before the next takes its place. Between two windows an arm lies in its checkpoint, so a run that is killed goes
-on as it would have gone on anyway, with the same bits.
+A run does them for all its arms, a sweep for its cells. If activations come a window at a time, all arms train on a
+window before the next replaces it. Between two windows an arm exists only as its checkpoint, so a run that was killed
+continues with exactly the same numbers.
 """
 
 import shutil
@@ -38,20 +38,20 @@ from metasae.train.loop import train
 from metasae.train.sharded import checkpoint
 from metasae.train.sharded.trainer import trainer_of
 
-# Pre-activations of a batch. One core does such a step nearly as fast as two, which wait for each other at every small
-# product.
+# Pre-activations of a batch (batch x n). Below this, one core is nearly as fast as two, which wait for each other at
+# every small product.
 SMALL_STEP = 1 << 21
-# Rows for the mean that b_dec starts from where inputs are normalised per token.
+# Rows for the mean that b_dec starts from, if inputs are normalised per token.
 _MEAN_ROWS = 65_536
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What an arm trains on: all of the training split, or one window of it (`metasae.data.cache.rolling`).
+    """The data an arm trains on: the whole training split, or one window of it (`metasae.data.cache.rolling`).
 
-    scaled_by: what the input scale is taken from, the split itself or the first window. window: the number that, with
-    the seed, sets the order. first: number of the first batch. stop: primary steps at which the turn ends, None where
-    it ends with the training.
+    scaled_by: the data that the input scale is computed from, the split itself or the first window. window: number of
+    the window; it sets the order together with the seed. first: number of the first batch. stop: the primary step at
+    which the turn ends, None if it ends with the training.
     """
 
     split: Split
@@ -71,12 +71,11 @@ def train_arm(
     stop: StopRequest,
     turn: Turn | None = None,
 ) -> float:
-    """Trains an arm from its checkpoint where it has one, calibrates and writes it; returns the seconds its steps took.
+    """Trains an arm, from its checkpoint if it has one, calibrates and writes it; returns the seconds of its steps.
 
-    All ranks of the source call this together, and the first writes. turn: what it trains on, the cache's training
-    split where not given; where the turn ends before the training does, the arm is left with its checkpoint.
-    Raises Interrupted once the state is saved, UserError for a loss that is no longer finite and for a disk that is
-    full.
+    All ranks of the source call this together, and the first writes. turn: the data it trains on, by default the
+    cache's training split; if the turn ends before the training does, the arm is left with its checkpoint. Raises
+    Interrupted after a signal, when the state is saved; UserError for a loss that is not finite and for a full disk.
     """
     training, ranks = cache.split("train") if turn is None else turn.split, source.ranks
     turn = turn or Turn(training, training)
@@ -104,7 +103,7 @@ def train_arm(
             seconds = time.perf_counter() - start
         if not done:
             return seconds
-        # the state is saved, so that a signal need not wait
+        # the state is saved, so a signal may stop this at once
         with stop.at_once():
             saes = trainer.export(scale, _metadata(recipe, source, cache, arm))
             lines = save_trained(saes, recipe, cache.split("calibration"), arm.folder, ranks)
@@ -119,7 +118,7 @@ def train_arm(
 
 
 def with_spikes(turn: Turn, spikes: Spikes | None) -> Turn:
-    """The turn with spike-ins in its activations, and in what the input scale is taken from."""
+    """The turn with spike-ins added to its activations, and to the data that the input scale is computed from."""
     if spikes is None:
         return turn
     split = spikes.spiked(turn.split)
@@ -137,10 +136,10 @@ def train_by_windows(
     done: Callable[..., None],
     stop: StopRequest,
 ) -> None:
-    """Trains all arms to their end.
+    """Trains all arms to their end, window by window.
 
-    cache: the other splits. done: told `train ARM-sSEED` and the seconds it took.
-    Called by all ranks of the source; the first harvests. Raises Interrupted once the state is saved.
+    cache: holds the other splits. done: called with `train ARM-sSEED` and its seconds when an arm ends. All ranks of
+    the source call this; the first harvests. Raises Interrupted after a signal, when the state is saved.
     """
     total, ranks = -(-recipe.train.tokens // recipe.train.batch), source.ranks
     seconds = dict.fromkeys(arms, 0.0)
@@ -178,21 +177,21 @@ def train_by_windows(
 
 
 def _wants(folder: Path, window: TrainingWindow, total: int) -> bool:
-    """Whether an arm that is not at its end has something to do in this window; steps of its meta SAE may follow the
-    last batch.
+    """Whether an unfinished arm has steps to do in this window. After the last batch, steps of its meta SAE may be
+    left.
     """
     return checkpoint.steps(folder) < window.stop or window.stop >= total
 
 
 def trains_on_one_core(recipe: Recipe, device: str) -> bool:
-    """Whether a step of this size is made on one core, alone or beside others: always or never for a recipe, so that
-    arms agree to the bit.
+    """Whether a training step runs on one core. The same for all arms of a recipe, alone or side by side, so that their
+    numbers agree to the bit.
     """
     return device == "cpu" and recipe.train.batch * recipe.sae.n <= SMALL_STEP
 
 
 def cores_for(recipe: Recipe, device: str) -> AbstractContextManager:
-    """Inside, torch uses the cores that a training step of the recipe is made on."""
+    """A context in which torch uses as many cores as a training step of the recipe does."""
     return on_one_core() if trains_on_one_core(recipe, device) else nullcontext()
 
 
@@ -204,11 +203,11 @@ def measure_arm(
     twins: Sequence[Arm] = (),
     reference=None,
 ):
-    """Measures a trained arm into its measures.json; returns the reference (`metasae.measures.suite.reference_of`), for
-    the next arm.
+    """Measures a trained arm and writes its measures.json; returns the reference
+    (`metasae.measures.suite.reference_of`) for the next arm.
 
-    All ranks of the source call this together, and the first writes. twins: arms that may be measured already and have
-    the same weights, whose measures are taken over. reference: what an earlier call returned.
+    All ranks of the source call this together, and the first writes. twins: arms that may have the same weights; if one
+    is measured, its measures are taken over. reference: returned by an earlier call.
     """
     from metasae.measures.suite import evaluation_of, measure_sae, parts_of_model, reference_of
 
@@ -220,7 +219,7 @@ def measure_arm(
         harvested = host is not None and isinstance(cache, ActivationCache)
         if harvested and cache.index["identity"]["host"] != host.fingerprint:
             raise UserError(
-                f"the model is another one than that whose activations are in {cache.folder}: its files have changed; "
+                f"the model's files have changed since its activations were harvested into {cache.folder}; "
                 "choose another --out"
             )
         if reference is None:
@@ -254,10 +253,10 @@ def save_trained(
     ranks: Ranks = ALONE,
     progress: Progress = SILENT,
 ) -> list[str]:
-    """Calibrates and writes; the primary last, as its folder says that the arm is trained. Returns a line for each SAE
-    whose L0 misses the k of the recipe; on the first rank only.
+    """Calibrates the SAEs of an arm and writes them, the primary last, as its folder marks the arm as trained. Returns
+    a line for each SAE whose L0 misses the k of the recipe; on the first rank only.
 
-    saes: nothing but on the first rank.
+    saes: {"primary": ..., "meta": ...} on the first rank, {} on the others.
     """
     lines = []
     if "meta" in saes:
@@ -275,7 +274,7 @@ def save_trained(
 
 
 def _on_all(sae: SAE | None, ranks: Ranks) -> SAE:
-    """The first rank's SAE, which lies on the processor, on every rank."""
+    """Copies the first rank's SAE, which is on the processor, to every rank."""
     facts = (sae.config, sae.threshold is not None, sae.offset is not None) if ranks.first else None
     config, has_threshold, has_offset = ranks.from_first(facts)
     if not ranks.first:
@@ -296,9 +295,10 @@ def _on_all(sae: SAE | None, ranks: Ranks) -> SAE:
 
 
 def _measured_twin(sae: SAE, meta: SAE | None, twins: Sequence[Arm], spec: Measure) -> dict | None:
-    """The measures of an SAE with the same weights to the bit (control has solo's), but for what its own meta SAE says.
+    """The measures of a twin with exactly the same weights (control has solo's), with the numbers of the SAE's own meta
+    SAE; None if there is none.
 
-    Measures that were made by other settings than `spec` count for none.
+    Measures by other settings than `spec` do not count.
     """
     from metasae.measures.firing.store import sae_fingerprint
     from metasae.measures.rows.decomposability import own_meta
@@ -331,7 +331,9 @@ def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCa
 
 
 def _place(recipe: Recipe, source: Source) -> dict:
-    """Where the activations were read, by SAELens's names. Of given ones only what the recipe says of a model."""
+    """The model, hook point and text of the activations, by SAELens's names. For given activations only what the recipe
+    says of a model.
+    """
     place = {"hook_name": recipe.hook.point, "model_name": recipe.model.name or recipe.model.path}
     if source.given:
         return {**(place if recipe.model.source else {}), "dataset_path": recipe.text.source}
@@ -343,15 +345,19 @@ def _place(recipe: Recipe, source: Source) -> dict:
 
 
 def _spike_note(recipe: Recipe, seed: int) -> dict:
-    """What an SAE that met spike-ins says of them, wherever it is exported to."""
+    """The note on spike-ins in the metadata of an SAE that was trained with them; exports keep it."""
     if not recipe.spikes.n:
         return {}
-    said = "known features were added to the training activations; some latents stand for these, not for the model's"
+    said = (
+        "known features were added to the training activations; some latents represent these, not features of the model"
+    )
     return {"spikes": {"n": recipe.spikes.n, "draw": recipe.spikes.seed + seed, "note": said}}
 
 
 def input_scale(split: Split | TrainingWindow, normalize: str) -> float:
-    """What activations are multiplied by before training: with 'global', s so that mean ||s x||^2 is d; else 1."""
+    """The factor that activations are multiplied by before training: with 'global' the s for which mean ||s x||^2 = d,
+    else 1. Raises UserError if all activations are zero.
+    """
     if normalize != "global":
         return 1.0
     if split.mean_square <= 0:
@@ -360,7 +366,7 @@ def input_scale(split: Split | TrainingWindow, normalize: str) -> float:
 
 
 def initial_b_dec(split: Split, scale: float, recipe: Recipe) -> Tensor:
-    """fp32 [d], in the units the SAE is trained in: zero, or the mean input."""
+    """The first b_dec, fp32 [d], in the units the SAE is trained in: zero, or the mean input."""
     if recipe.sae.b_dec_init == "zero":
         return torch.zeros(split.d)
     if recipe.sae.normalize == "token":

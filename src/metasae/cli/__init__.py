@@ -1,14 +1,14 @@
 """The command line: one verb per job, no logic. Rooms are imported when a verb runs, so `--help` is quick.
 
 `runs.py`: training, measuring, comparing, sweeping. `latents.py`: looking at latents. `exchange.py`: other libraries
-and the hub. What can be refused without torch is refused before it is imported, which takes seconds: a verb calls its
-room's checks first.
+and the hub. Importing torch takes seconds. So a verb first calls the checks that need no torch, and imports torch after
+them.
 """
 
 import sys
 
 # isort: off
-# each adds its verbs to the app, in the order in which --help lists them
+# each module adds its verbs to the app; --help lists them in this order
 from metasae.cli import runs, latents, exchange  # noqa: F401
 from metasae.cli.app import app
 from metasae.errors import UserError
@@ -16,7 +16,9 @@ from metasae.errors import UserError
 
 
 def main() -> None:
-    """The `metasae` command. A user's error is one line on stderr and its exit code; no traceback."""
+    """Runs the `metasae` command. A UserError is printed as one line on stderr, without a traceback, and sets the exit
+    code.
+    """
     try:
         app()
     except UserError as error:

@@ -1,4 +1,6 @@
-"""The application that the verbs are added to, where every mistake is one line; and the options that several share."""
+"""The application that the verbs are added to, and the options that several verbs share. Every mistake of a user is one
+line.
+"""
 
 import json
 import re
@@ -14,22 +16,27 @@ from metasae import __version__
 from metasae.errors import UserError, nearest
 
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="overrides a value, e.g. train.lambda2=0.1")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="sets a value of the recipe, e.g. train.lambda2=0.1; may be repeated"
+    ),
 ]
-Seeds = Annotated[str | None, typer.Option(help="how many seeds (3: 0, 1 and 2), or which (0,7; one alone: 7,)")]
-Arms = Annotated[str | None, typer.Option(help="which arms, e.g. solo,joint,control,sequential")]
-Out = Annotated[Path | None, typer.Option(help="the run folder; runs/RECIPE when not given")]
+Seeds = Annotated[
+    str | None, typer.Option(help="a count (3 means seeds 0, 1 and 2) or a list (0,7; one seed alone: 7,)")
+]
+Arms = Annotated[str | None, typer.Option(help="the arms to train, e.g. solo,joint,control,sequential")]
+Out = Annotated[Path | None, typer.Option(help="the run folder; runs/RECIPE by default")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or mps (Apple's GPU)")]
-AsJson = Annotated[bool, typer.Option("--json", help="the result as JSON on stdout")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 RecipeName = Annotated[str, typer.Argument(help="a shipped recipe's name (metasae recipes) or a TOML file")]
 
-# Typer takes click from outside or carries its own, by version; either way this is the parent of what it raises for
+# Some releases of typer import click, others carry their own copy. In both this is the parent class of the errors for
 # wrong arguments.
 UsageError = typer.BadParameter.__bases__[0]
 
 
 class Verbs(TyperGroup):
-    """The verbs; a wrong one, a wrong option and a missing argument are one line each."""
+    """The verbs. A wrong verb, a wrong option and a missing argument each give an error of one line."""
 
     def make_context(self, *arguments, **options):
         with _in_one_line():
@@ -42,7 +49,8 @@ class Verbs(TyperGroup):
 
 app = typer.Typer(
     cls=Verbs,
-    help="Train sparse autoencoders whose latents are meant to be atomic, and measure whether they are.",
+    help="Train sparse autoencoders (SAEs) whose latents are meant to be atomic, one concept each, and measure whether "
+    "they are.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,7 +67,7 @@ def _in_one_line() -> Iterator[None]:
         words = " ".join(error.format_message().split()).rstrip(".")
         wrong = re.match(r"No such command '([^']*)'", words)
         if wrong is not None:
-            # newer releases of click name the nearest one too, older ones do not
+            # newer releases of click add the nearest verb themselves, older ones do not
             words = wrong[0] + nearest(wrong[1], error.ctx.command.list_commands(error.ctx))
         verb = error.ctx.info_name if error.ctx is not None and error.ctx.parent is not None else None
         raise UserError(f"{words}; see metasae {f'{verb} ' if verb else ''}--help") from None
@@ -81,13 +89,15 @@ def _options(
 
 
 def print_json(result: Any, asked: bool) -> None:
-    """The result of a verb on stdout, where --json asks for it."""
+    """Prints the result of a verb on stdout if --json was given."""
     if asked:
         print(json.dumps(result, indent=2))
 
 
 def overrides(set_: list[str] | None, seeds: str | None, arms: str | None) -> dict[str, Any]:
-    """Dotted keys and their values. Raises UserError for what is none."""
+    """{dotted key: value} from --set, --seeds and --arms. Raises UserError for text that is not KEY=VALUE, and for
+    wrong seeds.
+    """
     from metasae.recipe.recipe import parse_override
 
     out = dict(parse_override(text) for text in set_ or [])
@@ -99,7 +109,7 @@ def overrides(set_: list[str] | None, seeds: str | None, arms: str | None) -> di
 
 
 def seed_list(seeds: str) -> int | list[int]:
-    """A count (3) or a list (0,7); a comma at the end makes one number a list (7,).
+    """Reads --seeds: a count (3) or a list (0,7). A comma at the end makes a single number a list (7,).
 
     Raises UserError for anything else.
     """

@@ -14,19 +14,23 @@ from metasae.cli.app import AsJson, Device, app
 def export(
     folder: Annotated[
         Path,
-        typer.Argument(help="an SAE: a folder or file in any format that is read, or hf:OWNER/NAME/FOLDER@REVISION"),
+        typer.Argument(help="an SAE: a folder or file in any format metasae reads, or hf:OWNER/NAME/FOLDER@REVISION"),
     ],
     to: Annotated[
         str,
         typer.Option(
-            help="saelens, dictionary_learning, sparsify, paper, metasae; its firings: delphi, neuronpedia, paper_cache"
+            help="for the SAE: saelens, dictionary_learning, sparsify, paper, metasae; for firings: delphi, "
+            "neuronpedia, paper_cache"
         ),
     ],
-    out: Annotated[Path, typer.Option(help="where it is written; must not exist yet")],
-    context: Annotated[int | None, typer.Option(help="firings: tokens of a row of text")] = None,
-    other: Annotated[Path | None, typer.Option(help="paper_cache: the arm that it is paired with")] = None,
+    out: Annotated[Path, typer.Option(help="where to write; must not exist yet")],
+    context: Annotated[int | None, typer.Option(help="for firings: tokens in a row of text")] = None,
+    other: Annotated[Path | None, typer.Option(help="for paper_cache: the folder of the arm to pair with")] = None,
 ) -> None:
-    """Writes an SAE in another library's format, with the same outputs there, or an arm's firings for another tool."""
+    """Writes an SAE in another library's format, or an arm's firings for another tool.
+
+    The SAE has the same outputs in the other library.
+    """
     from metasae.interop.detection import FIRINGS, check_export
 
     options = {name: value for name, value in (("context", context), ("other", other)) if value is not None}
@@ -46,12 +50,12 @@ def export(
 @app.command(name="import")
 def import_(
     path: Annotated[
-        str, typer.Argument(help="an SAE of another library: a folder or file, or hf:OWNER/NAME/FOLDER@REVISION")
+        str, typer.Argument(help="an SAE of another library: a folder, a file, or hf:OWNER/NAME/FOLDER@REVISION")
     ],
     out: Annotated[Path, typer.Option(help="the SAE folder to write; must not exist yet")],
     thresholds: Annotated[Path | None, typer.Option(help="the paper's thresholds (.npy) beside its .pt")] = None,
 ) -> None:
-    """Reads another library's SAE, checks it, and writes it as an SAE folder of ours."""
+    """Reads an SAE of another library, checks it, and writes it as a metasae SAE folder."""
     from metasae.interop.detection import sae_at
     from metasae.interop.outputs import refuse_taken
 
@@ -66,15 +70,16 @@ def import_(
 def track(
     run_folder: Annotated[Path, typer.Argument(help="the folder of a run or a sweep, finished or not")],
     to: Annotated[
-        str, typer.Option(help="tensorboard or wandb (WANDB_MODE=offline: on this machine alone)")
+        str, typer.Option(help="tensorboard or wandb (WANDB_MODE=offline keeps everything on this machine)")
     ] = "tensorboard",
     project: Annotated[
-        str | None, typer.Option(help="of Weights & Biases; WANDB_PROJECT or metasae when not given")
+        str | None, typer.Option(help="the project on Weights & Biases; WANDB_PROJECT or metasae by default")
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="go on looking until Ctrl-C")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="keep sending what is new until Ctrl-C")] = False,
 ) -> None:
-    """Sends a run's or sweep's training curves and measures to TensorBoard or Weights & Biases; what is there already
-    is not sent again.
+    """Sends a run's or sweep's training curves and measures to TensorBoard or Weights & Biases.
+
+    What was sent before is not sent again.
     """
     from metasae.tracking.follow import track as send
 
@@ -90,15 +95,20 @@ def track(
 @app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="a finished run folder, or one SAE folder")],
-    repo: Annotated[str, typer.Option(help="OWNER/NAME on the hub; made where it is not there")],
-    license: Annotated[str, typer.Option(help="of the weights, as the hub names it: mit, apache-2.0, other")],
-    revision: Annotated[str | None, typer.Option(help="a branch; main when not given")] = None,
-    private: Annotated[bool, typer.Option("--private", help="make the repository a private one")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check all and print the card; send nothing")] = False,
+    repo: Annotated[str, typer.Option(help="OWNER/NAME on the hub; created if it does not exist")],
+    license: Annotated[
+        str, typer.Option(help="the licence of the weights, as the hub names it: mit, apache-2.0, other")
+    ],
+    revision: Annotated[str | None, typer.Option(help="a branch; main by default")] = None,
+    private: Annotated[bool, typer.Option("--private", help="create the repository as private")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything and print the card; send nothing")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Sends a run's SAEs, measures and figures to the hub, with a card made from its numbers. The token comes from
-    HF_TOKEN.
+    """Sends a run's SAEs, measures and figures to the hub, with a model card made from its numbers.
+
+    The token is read from HF_TOKEN.
     """
     from metasae.interop.push import push as send
 
@@ -107,22 +117,23 @@ def push(
         print(json.dumps(result, indent=2))
         return
     for place in result["local_paths"]:
-        print(f"becomes public with the recipe: {place}")
+        print(f"this path is in the recipe and becomes public with it: {place}")
     print(result["card"] if dry_run else result["url"])
     print(f"{len(result['files'])} files, {result['bytes'] / 1e6:.1f} MB{', nothing sent' if dry_run else ''}")
 
 
 @app.command()
 def bench(
-    folder: Annotated[Path, typer.Argument(help="an SAE: a folder or file in any format that is read")],
-    out: Annotated[Path, typer.Option(help="a folder for the results")],
+    folder: Annotated[Path, typer.Argument(help="an SAE: a folder or file in any format metasae reads")],
+    out: Annotated[Path, typer.Option(help="the folder for the results")],
     evals: Annotated[
-        str, typer.Option(help="SAEBench's evaluations; meta_structure needs neither model nor hub")
+        str,
+        typer.Option(help="SAEBench's evaluations, separated by commas; meta_structure needs neither model nor hub"),
     ] = "meta_structure",
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Runs SAEBench's evaluations on an SAE (extra `saebench`)."""
+    """Runs SAEBench's evaluations on an SAE. Needs the extra `saebench`."""
     from metasae.device import check_device
     from metasae.interop.detection import sae_at
     from metasae.interop.saebench_names import check_evals

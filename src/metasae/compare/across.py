@@ -1,16 +1,18 @@
-"""What takes two SAEs of a run: seeds, splits and merges, and side effects.
+"""Measures that take two SAEs of a run: seeds, splits and merges, and side effects.
 
-Seeds: latents found again in another seed. Splits and merges: solo's latents that another arm has in pieces, or as one.
-Side effects, where they are asked for: how bluntly the matched latents of both steer the model.
+Seeds: latents that are found again in another seed. Splits and merges: latents of solo that another arm splits into
+several, or several that it merges into one. Side effects, if they are asked for: how much the matched latents of both
+SAEs change the model's output where they do not fire.
 
-Each arm's seeds stand in a ring, and every seed is matched with the next, so S seeds give S numbers that share seeds,
-and two give one; `with` names the SAE of the other seed, which their interval needs (`metasae.compare.compare`).
+Each seed of an arm is matched with the next, and the last with the first. So S seeds give S numbers that share seeds,
+and two seeds give one number. `with` names the SAE of the other seed, which the interval needs
+(`metasae.compare.compare`).
 
-Arms of one seed share initial weights and batches, so most of solo's latents are latents of the arm. Splits in an arm
-of the same seed are therefore no match for splits in solo's next seed, their base rate. Both are of the next seed:
-solo-s0 in joint-s1 (the column of joint-s0) beside solo-s0 in solo-s1 (that of solo-s0). Merges swap parents and
-children. An arm with one seed has neither; its candidates between two SAEs of one seed are listed under names of their
-own (`same_seed_splits`), which no comparison reads.
+Arms of one seed share initial weights and batches, so most of solo's latents are also latents of the arm. Splits in an
+arm of the same seed can therefore not be compared with splits in solo's next seed, their base rate. So both use the
+next seed: solo-s0 in joint-s1 (the column of joint-s0) and solo-s0 in solo-s1 (the column of solo-s0). Merges swap
+parents and children. An arm with one seed has neither; its candidates between two SAEs of one seed are listed under
+other names (`same_seed_splits`), which no comparison reads.
 """
 
 from collections.abc import Sequence
@@ -34,9 +36,9 @@ RANKED = 50
 
 
 def measured_arms(run_folder: Path) -> list[Arm]:
-    """All measured SAEs that lie in a run folder, also those that an earlier call asked for.
+    """All measured SAEs in a run folder, also those of earlier calls.
 
-    Raises UserError where none is measured, and where they were not judged alike.
+    Raises UserError if none is measured, or if they were not measured alike.
     """
     measured, _ = read_measured(run_folder)
     shared_conditions(measured)
@@ -44,24 +46,25 @@ def measured_arms(run_folder: Path) -> list[Arm]:
 
 
 def is_wanted(spec: recipe.Measure, progress: Progress) -> bool:
-    """Whether what takes two SAEs is asked for and can be measured. `progress` says what is left out where not."""
+    """Whether measures that take two SAEs are asked for and possible. Prints what is left out."""
     if spec.across and not spec.keep_firings:
         missing = "seeds, splits and merges" + " and side effects" * bool(spec.side_effects)
-        progress.say(f"{missing} are not measured, which takes firings that are kept (measure.keep_firings)")
+        progress.say(f"{missing} are not measured, as this needs kept firings (measure.keep_firings)")
     return spec.across and spec.keep_firings
 
 
 def measure_across(
     arms: Sequence[Arm], known: dict | None = None, progress: Progress = SILENT, steering: Steering | None = None
 ) -> dict:
-    """Label -> {seeds, splits, merges, side_effects}, JSON as it is. A part that has no second SAE is absent.
+    """Measures all pairs; returns {label: {seeds, splits, merges, side_effects}} as plain JSON. A part without a second
+    SAE is absent.
 
-    Splits are of the label's seed of solo and the label's arm in the next seed; with one seed they are same_seed_splits
-    and same_seed_merges.
+    Splits are between solo's SAE of the label's seed and the label's arm in the next seed. With one seed they are
+    called same_seed_splits and same_seed_merges.
 
-    An SAE with the weights of another (control has solo's) takes over that one's parts. known: what an earlier call
-    gave; parts that were worked out with the same two SAEs are kept. steering: None leaves the side effects out.
-    Raises UserError for a store of firings that is missing or damaged.
+    An SAE with the same weights as another (control has solo's) takes over its parts. known: the result of an earlier
+    call; parts of the same two SAEs are kept. steering: None leaves the side effects out. Raises UserError for firings
+    that are missing or damaged.
     """
     weights = {arm.label: arm.measures()["conditions"]["sae"] for arm in arms}
     first = {fingerprint: label for label, fingerprint in reversed(weights.items())}
@@ -74,7 +77,7 @@ def measure_across(
         for arm, part, one, other, second in wanted:
             of = [weights[one.label], weights[other.label]]
             earlier = (known or {}).get(arm.label, {}).get(part, {})
-            # of side effects a recipe may ask for more latents than before
+            # a recipe may ask for side effects of more latents than before
             is_same = earlier.get("of") == of and (part != "side_effects" or earlier.get("latents") == steering.latents)
             entry = earlier if is_same else {"with": second.label, "of": of, **functions[part](one, other)}
             across.setdefault(arm.label, {})[part] = files.json_safe(entry)
@@ -83,9 +86,9 @@ def measure_across(
 
 
 def found_again(one: Arm, other: Arm) -> dict:
-    """Decoder rows of the live latents of one SAE, matched with those of another seed.
+    """Matches the decoder rows of the live latents of one SAE with those of another seed.
 
-    With it comes the variance that a meta SAE explains, less what noise takes.
+    The result also has the variance that a meta SAE explains, corrected for the noise that the other seed shows.
     """
     sides = _live_rows(one), _live_rows(other)
     matching, chance = match(*sides), chance_matching(*sides, SEED)
@@ -100,15 +103,15 @@ def found_again(one: Arm, other: Arm) -> dict:
 
 
 def _live_rows(arm: Arm) -> torch.Tensor:
-    """Decoder rows of the latents that fire, [l, d]."""
+    """Decoder rows [l, d] of the latents that fire."""
     is_live = torch.from_numpy(arm.firings().counts() > 0)
     return arm.sae().W_dec.detach()[is_live]
 
 
 def split_latents(parents: Arm, children: Arm) -> dict:
-    """Latents of one SAE that another has in several pieces, by our score.
+    """The latents of one SAE that another SAE splits into several, by our score.
 
-    Beside them stand the first of the paper's ranking, on all tokens.
+    The result also has the first latents of the paper's ranking, on all tokens.
     """
     sides = parents.firings().counted, children.firings().counted
     names = {"parents": parents.label, "children": children.label}
@@ -116,7 +119,7 @@ def split_latents(parents: Arm, children: Arm) -> dict:
 
 
 def blunter(arm: Arm, solo: Arm, how: Steering, progress: Progress = SILENT) -> dict:
-    """How bluntly matched latents of an arm (a) and of solo (b) steer the model."""
+    """The side effects of steering with matched latents of an arm (a) and of solo (b)."""
     sides = [Side(side.sae(), side.firings()) for side in (arm, solo)]
     return {"latents": how.latents, "pairs": how.pairs, **matched_side_effects(*sides, how, progress)}
 
@@ -125,7 +128,7 @@ PARTS = {"seeds": found_again, **dict.fromkeys(SPLITS, split_latents)}
 
 
 def _pairs(arm: Arm, arms: Sequence[Arm], steering: bool) -> list[tuple[str, Arm, Arm, Arm]]:
-    """(part, its two SAEs, the one that `with` names) of what is worked out for `arm`."""
+    """[(part, its two SAEs, the SAE that `with` names)] for `arm`."""
     pairs = []
     following, splits = next_seed(arm, arms), split_pair(arm, arms)
     if following:

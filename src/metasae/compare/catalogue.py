@@ -1,15 +1,15 @@
-"""What is compared: every measure, pairs of arms, and one difference in words.
+"""The measures that are compared, pairs of arms, and the words for one difference.
 
-A measure has a place in measures.json, a name in words, and perhaps a way that is better. The table of measures is
+A measure has a place in measures.json, a label, and perhaps a direction that is better. The table of measures is
 catalogue.csv, one row a measure. Comparison, verdict, figures, report and explorer all read it, so a new measure is one
 row. Its columns:
 
 path      the keys from the top of measures.json
 label     the name in words
 better    the direction that is nearer to the truth, more faithful or easier to explain; empty for a plain description
-main      `main` for a measure that belongs to the summary; `words` where its change is put into words too
-change    in what a change is given: %, or pp, hundredths of the measure's own unit
-of        of a share of things that are counted, the keys of how many these are
+main      `main` for a measure in the summary; `words` if the verdict and the last column also put its change into words
+change    the unit of a change: %, or pp, hundredths of the measure's own unit
+of        for a share of counted things: the keys of their number
 meaning   what it is and what fools it, for a reader who does not know the docs; sentences, without the last full stop
 """
 
@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from metasae.intervals.statistics import is_clear, leaves_out_zero
 
-# The first key of a path -> the group's title.
+# {first key of a path: title of the group}
 GROUPS = {
     "spikes": "Spike-ins",
     "concepts": "Concepts",
@@ -37,11 +37,11 @@ GROUPS = {
     "side_effects": "Side effects of steering",
     "interp": "Auto-interp",
 }
-# What the measures of a group are about, where it is no plain description of how latents fire and lie.
+# What the measures of a group are about; a group that is not here describes firing and decoder rows.
 _KINDS = {"spikes": "truth", "concepts": "truth", "senses": "truth", "truth": "truth", "fidelity": "fidelity"}
-# Groups of measures of the decoder rows alone, whose error is that of seeds and critics.
+# Groups of measures of the decoder rows alone. Their error comes from seeds and critics, not from text.
 _WITHOUT_TEXT = ("decomposability", "seeds")
-# A clear change of less than this, in the unit that it is given in (% or pp), is called too small to matter.
+# A clear change below this, in its unit (% or pp), is called too small to matter.
 MATTERS = 1.0
 
 
@@ -49,10 +49,10 @@ MATTERS = 1.0
 class Quantity:
     """One row of the table.
 
-    in_words: of truth or fidelity, and turned by few fakes (docs/measures.md). All such rows of a pair are one family
-    for Holm's correction.
+    in_words: the change is put into words. Such a measure is about truth or fidelity, and few fake dictionaries mislead
+    it (docs/measures.md). All such rows of a pair are one family for Holm's correction.
 
-    relative: whether a change is given in percent. A share that is itself a difference may lie near 0, so its change is
+    relative: whether a change is given in percent. A share that is itself a difference may be near 0, so its change is
     given in pp.
     """
 
@@ -75,7 +75,9 @@ class Quantity:
 
     @property
     def kind(self) -> Literal["truth", "description", "fidelity"]:
-        """What it is about. Only truth, which is known without the SAE, can say that latents are more atomic."""
+        """What the measure is about. Only truth, which is known without the SAE, can show that latents are more
+        atomic.
+        """
         return _KINDS.get(self.group, "description")
 
 
@@ -96,19 +98,20 @@ with Path(__file__).with_name("catalogue.csv").open(encoding="utf-8", newline=""
 
 WHY_NOT_PHI_ALONE = (
     "Mean |phi| alone is not atomicity: at fixed lift it is proportional to L0, and it falls when firing rates spread. "
-    "Merged, blended and junk latents lower it too, and with it the dependence of firing; rows turned into noise lower "
-    "what a critic explains of them. Such numbers describe an SAE; only known features tell whether it is more atomic."
+    "Merged, blended and junk latents lower it too, and they lower the dependence of firing; decoder rows turned into "
+    "noise lower the variance that a critic explains. Such numbers describe an SAE; only known features show whether "
+    "it is more atomic."
 )
 
 
-# What a sweep shows and weighs beside fidelity, each where it is measured.
+# The measures of truth that a sweep shows, and weighs against fidelity, if they are measured.
 TRUTH = ("spikes.recovery_f1", "concepts.best_f1", "truth.f1", "truth.blend_rate")
 
 
 class Pair(NamedTuple):
-    """An arm held against the baseline. Its differences are arm - baseline: `a` and `b` in compare.json.
+    """An arm compared with the baseline. Differences are arm - baseline, `a` - `b` in compare.json.
 
-    Only JSON and text hold it as a string.
+    In JSON and text it is a string, `joint vs solo`.
     """
 
     arm: str
@@ -119,29 +122,33 @@ class Pair(NamedTuple):
 
 
 def by_pair(pairs: dict[str, dict]) -> dict[Pair, dict]:
-    """The `pairs` of compare.json or interp.json, whose keys are text (`joint vs solo`), with objects for keys."""
+    """The `pairs` of compare.json or interp.json with `Pair` keys in place of text (`joint vs solo`)."""
     return {Pair(*name.split(" vs ")): entries for name, entries in pairs.items()}
 
 
 def grouped(keys: Collection[str]) -> list[tuple[str, list[Quantity]]]:
-    """(title of a group, its quantities whose key is among `keys`) of every group that has any."""
+    """[(title, quantities whose key is in `keys`)] of every group that has any."""
     groups = [(title, [q for q in CATALOGUE if q.group == group and q.key in keys]) for group, title in GROUPS.items()]
     return [(title, quantities) for title, quantities in groups if quantities]
 
 
 def value_of(measures: dict, quantity: Quantity) -> float | None:
-    """The number in a measures.json, or None where it has none."""
+    """A quantity's number in a measures.json; None if there is none."""
     value = _at(measures, quantity.path)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def count_of(measures: dict, quantity: Quantity) -> int | None:
-    """Of how many things the number is a share; None where it is none, or where that is not known."""
+    """The number of things that a quantity is a share of; None if it is not such a share, or the number is not
+    known.
+    """
     return _at(measures, quantity.of) or None if quantity.of else None
 
 
 def left_out_of(measures: dict, quantity: Quantity) -> list[float | None] | None:
-    """The number without each block of documents in turn, from `leave_one_out` beside it; None where there is none."""
+    """A quantity's values with each block of documents left out in turn, from `leave_one_out` beside it; None if there
+    are none.
+    """
     *above, name = quantity.path
     return _at(measures, (*above, "leave_one_out", name)) or None
 
@@ -153,7 +160,7 @@ def _at(measures: Any, path: tuple[str, ...]) -> Any:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """So many significant digits, never with an exponent; - for none."""
+    """A number with this many significant digits, without an exponent; - for None."""
     return "-" if value is None else plain(f"{value:.{digits}g}")
 
 
@@ -164,9 +171,9 @@ def plain(text: str) -> str:
 
 
 def change(quantity: Quantity, entry: dict) -> str:
-    """`-4.1% [-6.2, -2.0]`, or in pp as `scaled` says; `0` where every seed is as in the baseline.
+    """A change as text: `-4.1% [-6.2, -2.0]`, or in pp (`scaled`); `0` if every seed equals the baseline.
 
-    entry, here and below: a difference as compare.json has it (`metasae.intervals.statistics.Difference.as_dict`).
+    entry, here and below: a difference as in compare.json (`metasae.intervals.statistics.Difference.as_dict`).
     """
     if entry["difference"] is None:
         return "-"
@@ -197,11 +204,12 @@ def towards(quantity: Quantity, entry: dict) -> str:
 
 
 def reading(quantity: Quantity, entry: dict, enough: bool | None = True) -> str:
-    """What a row says: `better, clearly`, `interval includes 0` ..., "" for a row that is not put into words.
+    """A row's change in words: `clearly better`, `interval includes 0` ...; "" for a row that is not put into words.
 
-    Where there is no difference it says why.
+    If there is no difference, the reason.
 
-    enough: whether the arms are trained enough (`metasae.compare.trained`); a measure of truth has no direction else.
+    enough: whether the arms are trained enough (`metasae.compare.trained`); otherwise a measure of truth gets no
+    direction.
     """
     if entry["difference"] is None:
         return entry["note"]
@@ -213,9 +221,9 @@ def reading(quantity: Quantity, entry: dict, enough: bool | None = True) -> str:
 
 
 def text_error(quantity: Quantity, entry: dict) -> str:
-    """`no text error` where a measure looks at text and its interval holds the error of seeds alone; else ""."""
+    """`interval over seeds alone` for a measure of text whose interval lacks the error of the text; else ""."""
     lacks = entry["ci95"] is not None and not entry["n_blocks"] and quantity.group not in _WITHOUT_TEXT
-    return "no text error" if lacks else ""
+    return "interval over seeds alone" if lacks else ""
 
 
 def _in_words(quantity: Quantity, entry: dict, enough: bool | None, direction: str) -> str:
@@ -224,28 +232,28 @@ def _in_words(quantity: Quantity, entry: dict, enough: bool | None, direction: s
     if not leaves_out_zero(entry):
         return "interval includes 0"
     if quantity.kind == "truth" and not enough:
-        return "not trained enough to say" if enough is False else "training not judged"
+        return "not trained enough to say" if enough is False else "not known if trained enough"
     if not is_clear(entry):
         return "not clear after Holm"
     return f"clearly {direction}" if matters(quantity, entry) else "clear, too small to matter"
 
 
 def matters(quantity: Quantity, entry: dict) -> bool:
-    """Whether a change is as large as MATTERS, or cannot be given in its unit."""
+    """Whether a change is at least MATTERS. True if it cannot be given in its unit."""
     value, _ = scaled(quantity, entry)
     return value is None or abs(value) >= MATTERS
 
 
 def named_side(quantity: Quantity, entry: dict, enough: bool | None) -> str:
-    """`better` or `worse` where a row may be shown as that: clear after Holm, large enough to matter and, for a measure
-    of truth, of arms that were trained enough; else "".
+    """`better` or `worse` if a row may be shown as that: it is clear after Holm's correction, large enough to matter
+    and, for a measure of truth, the arms were trained enough; else "".
     """
     told = is_established(entry) and matters(quantity, entry) and (quantity.kind != "truth" or enough is True)
     return towards(quantity, entry) if told else ""
 
 
 def is_established(entry: dict) -> bool:
-    """Whether a difference that is put into words is clear, after Holm's correction."""
+    """Whether a difference that is put into words is clear after Holm's correction."""
     return is_clear(entry) and entry.get("p_holm") is not None
 
 
@@ -254,7 +262,7 @@ def _with_interval(value: str, ends: list[str] | None) -> str:
 
 
 def _signed(value: float) -> str:
-    """About two significant digits; a small change is not written as 0."""
+    """A change with a sign and about two significant digits; a small change is not written as 0."""
     for limit, digits in ((100, "+.0f"), (1, "+.1f"), (0.005, "+.2f")):
         if abs(value) >= limit:
             return f"{value:{digits}}"

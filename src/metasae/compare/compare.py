@@ -1,11 +1,11 @@
-"""The measured arms of a run, and what each changes against solo (or another baseline).
+"""Compares the measured arms of a run with solo (or another baseline).
 
 Differences are over paired seeds, with intervals.
 
-A number may take a second SAE of another seed. Latents found again take an SAE and that of the next seed. Splits and
-merges take solo's SAE and the arm's of the next seed, in solo's own column solo's, which is the base rate; so do the
-siblings that sense_intruder asks about. Such numbers share seeds, which their interval must know
-(`metasae.intervals.crossed`).
+Some numbers take a second SAE of another seed. Latents found again take an SAE and the SAE of the next seed. Splits and
+merges take solo's SAE and the arm's SAE of the next seed; in solo's own column solo's SAE of the next seed, which is
+the base rate. The siblings of sense_intruder do the same. Such numbers share seeds, and their interval takes that into
+account (`metasae.intervals.crossed`).
 """
 
 from collections.abc import Sequence
@@ -27,21 +27,21 @@ from metasae.intervals.statistics import Difference, Source, mean_interval, pair
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import BASELINE, SUBJECT, place_of
 
-# What must be alike for all arms.
+# Conditions that must be equal for all arms.
 SAME_FOR_ALL = ("n_tokens", "data", "critic_seeds", "senses", "labels")
-# Alike for all SAEs that were calibrated; those that came with thresholds of their own keep them.
+# Conditions that must be equal for all SAEs that were calibrated. SAEs that came with thresholds keep these.
 CALIBRATED = ("calibration_tokens", "rule")
 ACROSS = ("seeds", "splits", "merges")
 SIBLINGS = ("interp", "scores", "sense_intruder")
-# seed -> the seeds whose SAEs its number takes; None where it takes a second SAE and it is not kept which
+# {seed: the seeds whose SAEs its number takes}; None if it takes a second SAE and it is not recorded which
 Behind = dict[int, frozenset[int] | None]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """measures: the arm's measures.json, with its parts of across.json and interp.json.
+    """A measured SAE. measures: its measures.json, with its parts of across.json and interp.json.
 
-    stale: whether auto-interp scores of earlier weights were left out of the measures.
+    stale: whether auto-interp scores were left out because they are of earlier weights.
     """
 
     arm: Arm
@@ -53,8 +53,9 @@ class Measured:
 class Numbers:
     """One quantity of one arm.
 
-    values: seed -> number, None for a seed without, so that this is told. blocks: seed -> the number without each block
-    of documents, or without each critic; None where no seed has them. behind: the seeds that each number takes.
+    values: {seed: number}, None for a seed without one, so that a note can say so. blocks: {seed: the number with each
+    block of documents, or each critic, left out}; None if no seed has them. behind: the seeds that each number takes.
+    shares_of: {seed: number of things that the number is a share of}.
     """
 
     values: dict[int, float | None]
@@ -64,7 +65,7 @@ class Numbers:
     shares_of: dict[int, int] | None = None
 
     def minus(self, other: "Numbers") -> Difference:
-        """Where only one arm has values without blocks, neither's count."""
+        """The paired difference of two arms. If only one arm has blocks, no blocks are used."""
         blocks = (None, None) if None in (self.blocks, other.blocks) else (self.blocks, other.blocks)
         behind = of_both(self.behind, other.behind)
         shares_of = None if None in (self.shares_of, other.shares_of) else (self.shares_of, other.shares_of)
@@ -72,14 +73,14 @@ class Numbers:
 
 
 def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
-    """Reads arms/*/measures.json, writes compare.json and compare.md, returns what compare.json holds.
+    """Compares the measured arms of a run: writes compare.json and compare.md, returns the content of compare.json.
 
     Keys: conditions (the same for all arms), arms {arm: seeds, means, intervals, values, blocks}, missing (arms not
-    measured yet), stale (those whose auto-interp is of an earlier SAE and is left out), baseline, pairs
+    measured yet), stale (arms whose auto-interp scores are left out, as they are of an earlier SAE), baseline, pairs
     {"joint vs solo": {measure: a, b, difference, percent, ci95, n_seeds, values ...}}, trained, verdict (a list of
     {kind, text}).
-    baseline: the arm that the others are compared with; None takes solo, or the first arm where there is none.
-    Raises UserError when nothing is measured or the arms were not judged under the same conditions.
+    baseline: the arm that the others are compared with; None takes solo, or the first arm if there is no solo. Raises
+    UserError if nothing is measured or the arms were not measured under the same conditions.
     """
     run_folder = Path(run_folder)
     measured, missing = read_measured(run_folder)
@@ -106,14 +107,14 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
 
 
 def _decay(run_folder: Path) -> float:
-    """The share of the steps over which the learning rate fell; 0 where the folder does not say."""
+    """The share of the steps over which the learning rate decayed; 0 if the folder has no recipe."""
     path = run_folder / "recipe.toml"
     return Recipe.stored(path).train.decay if path.is_file() else 0.0
 
 
 def _trained_on(run_folder: Path) -> dict:
-    """The model, what is left out of its text, how many tokens the arms were trained on, how many different ones, and
-    the spike-ins among them; {} where the folder does not say.
+    """The model, the tokens left out of its text, the number of training tokens and of different ones, and of
+    spike-ins; {} if the folder does not record them.
     """
     path, stages = run_folder / "recipe.toml", read_object(run_folder / "run.json").get("stages", {})
     different = stages.get("harvest", {}).get("training_tokens")
@@ -126,7 +127,7 @@ def _trained_on(run_folder: Path) -> dict:
 
 
 def _missed_l0(run_folder: Path, measured: list[Measured]) -> dict:
-    """{"missed_l0": which SAEs miss the recipe's k}; {} where none does, or the folder has no recipe."""
+    """{"missed_l0": the SAEs whose L0 misses the recipe's k}; {} if none does, or the folder has no recipe."""
     path = run_folder / "recipe.toml"
     calibrations = {entry.arm.label: entry.measures.get("calibration", {}) for entry in measured}
     missed = missed_by(calibrations, Recipe.stored(path).sae) if path.is_file() else {}
@@ -134,7 +135,7 @@ def _missed_l0(run_folder: Path, measured: list[Measured]) -> dict:
 
 
 def _numbers(by_seed: dict[int, Measured]) -> dict[str, Numbers]:
-    """Key -> the numbers of an arm, for every quantity of which it has any."""
+    """{key: numbers} of an arm, for every quantity of which it has any."""
     numbers = {q.key: _of_quantity(by_seed, q) for q in CATALOGUE}
     return {key: of_arm for key, of_arm in numbers.items() if of_arm.behind}
 
@@ -153,7 +154,7 @@ def _of_quantity(by_seed: dict[int, Measured], quantity: Quantity) -> Numbers:
 
 
 def critics_of(measures: dict, quantity: Quantity) -> list[float | None]:
-    """What each critic says, where the number is a mean over critics; else []."""
+    """The value of each critic, if the number is a mean over critics; else []."""
     *above, name = quantity.path
     for key in (*above, "critics"):
         measures = measures.get(key, {})
@@ -161,7 +162,7 @@ def critics_of(measures: dict, quantity: Quantity) -> list[float | None]:
 
 
 def without_a_critic(measures: dict, quantity: Quantity) -> list[float] | None:
-    """The number without each critic in turn: the mean over the others. None where there is one critic, or none."""
+    """The number with each critic left out in turn: the mean over the others. None with fewer than two critics."""
     critics = critics_of(measures, quantity)
     if len(critics) < 2 or None in critics:
         return None
@@ -188,9 +189,9 @@ def _arm_as_dict(numbers: dict[str, Numbers]) -> dict:
 def _pairs(
     arms: dict[str, dict[int, Measured]], numbers: dict[str, dict[str, Numbers]], baseline: str
 ) -> dict[Pair, dict[str, dict]]:
-    """Every other arm against the baseline, joint first, as it is the question.
+    """The differences of every other arm against the baseline, joint first.
 
-    p-values are adjusted together for all that is put into words.
+    p-values are adjusted together for all measures that are put into words.
     """
     others = sorted((arm for arm in arms if arm != baseline), key=lambda arm: (arm != SUBJECT, place_of(arm)))
     families = {q.key: "words" if q.in_words else None for q in CATALOGUE}
@@ -205,9 +206,9 @@ def _pairs(
 
 
 def _matched(a: dict[int, Measured], b: dict[int, Measured]) -> dict[str, Difference]:
-    """The measures that exist for two SAEs only; a seed that one arm lacks has none.
+    """The differences of the measures that exist for two SAEs only; a seed that one arm lacks has none.
 
-    A note says of the seeds whose SAEs are not alike enough for a number what they differ in.
+    If the SAEs of a seed differ too much for a number, a note says in what.
     """
     differences = {}
     for key, numbers in MATCHED.items():
@@ -224,9 +225,9 @@ def _matched(a: dict[int, Measured], b: dict[int, Measured]) -> dict[str, Differ
 
 
 def seeds_behind(measures: dict, quantity: Quantity, seed: int) -> frozenset[int] | None:
-    """The seeds whose SAEs a number takes. measures: as comparison has them, of an SAE of this seed.
+    """The seeds whose SAEs a number takes. measures: `Measured.measures` of an SAE of this seed.
 
-    None where the number takes a second SAE and it is not kept which.
+    None if the number takes a second SAE and it is not recorded which.
     """
     labels = []
     if quantity.group in ACROSS:
@@ -238,7 +239,7 @@ def seeds_behind(measures: dict, quantity: Quantity, seed: int) -> frozenset[int
 
 
 def of_names(seed: int, labels: Sequence[str | None]) -> frozenset[int] | None:
-    """This seed and those of the SAEs named (`solo-s1`); None where one has no name."""
+    """This seed and those of the labelled SAEs (`solo-s1`); None if a label is missing."""
     arms = [split_label(label or "") for label in labels]
     return None if None in arms else frozenset({seed, *(other for _, other in arms)})
 
@@ -249,9 +250,9 @@ def of_both(a: Behind, b: Behind) -> Behind:
 
 
 def read_measured(run_folder: Path) -> tuple[list[Measured], list[str]]:
-    """(every measured SAE of a run in the order of arms and seeds, the names of arm folders without measures.json).
+    """(the measured SAEs of a run in the order of arms and seeds, the labels of arms without measures.json).
 
-    Raises UserError where none is measured, and for a file that is damaged.
+    Raises UserError if none is measured, or for a damaged file.
     """
     arms = RunFolder(run_folder).arms()
     across = RunFolder(run_folder).across()
@@ -268,22 +269,22 @@ def _with_beside(arm: Arm, across: dict, scores: dict) -> Measured:
     measures = arm.measures()
     if not isinstance(measures.get("conditions"), dict):
         raise UserError(f"{arm.folder / 'measures.json'} holds no measures; delete it and run again")
-    # files of earlier releases do not say of which weights the scores are
+    # files of earlier releases do not record which weights the scores are of
     of = scores["interp"].get("conditions", {}).get("of") if scores else None
     stale = of is not None and of["sae"] != measures["conditions"].get("sae")
     return Measured(arm, measures | across | ({} if stale else scores), stale)
 
 
 def by_arm(measured: Sequence[Measured]) -> dict[str, dict[int, Measured]]:
-    """Arm -> seed -> what was measured, in the order of `measured`, in which each arm's seeds stand together."""
+    """{arm: {seed: measured SAE}}, in the order of `measured`, in which each arm's seeds must be adjacent."""
     groups = groupby(measured, key=lambda entry: entry.arm.name)
     return {name: {entry.arm.seed: entry for entry in of_arm} for name, of_arm in groups}
 
 
 def shared_conditions(measured: list[Measured]) -> dict:
-    """What all SAEs were judged under. Raises UserError where they were not judged alike."""
+    """The conditions that all SAEs were measured under. Raises UserError if these differ."""
     calibrated = [entry for entry in measured if entry.measures["conditions"].get("rule") != "own"]
-    # of the same data, so it is the same; older measures do not say
+    # all measures are of the same data, so any text will do; older measures lack it
     texts = [entry.measures["conditions"].get("text") for entry in measured]
     shared = {"text": next(filter(None, texts), None)}
     shared |= _alike(measured, SAME_FOR_ALL) | _alike(calibrated or measured, CALIBRATED)
@@ -304,7 +305,7 @@ def _alike(measured: list[Measured], keys: tuple[str, ...]) -> dict:
             values = first[1].get(key), conditions.get(key)
             if values[0] != values[1]:
                 raise UserError(
-                    f"{first[0]} and {label} were judged differently ({key}: {values[0]} and {values[1]}); "
-                    "measure them again alike"
+                    f"{first[0]} and {label} were measured differently ({key}: {values[0]} and {values[1]}); "
+                    "measure both again under the same conditions"
                 )
     return {key: first[1].get(key) for key in keys}

@@ -1,16 +1,17 @@
-"""Measures that exist for two SAEs only: both are measured where they are alike in what would fool the plain number.
+"""Measures that exist for two SAEs only: both are compared at equal values of a property that would mislead the plain
+measure, such as firing rates.
 
-Each function takes two measures.json, a and b, and gives the numbers of both; (None, None) where there are none.
+Each function takes two measures.json, a and b, and returns the numbers of both; (None, None) if there are none.
 """
 
 from functools import partial
 
-# Realised L0 are equal where the larger is at most this share above the smaller.
+# Two realised L0 count as equal if the larger is at most this share above the smaller.
 EQUAL_L0 = 0.01
 
 
 def phi_at_equal_rates(a: dict, b: dict) -> tuple[float | None, float | None]:
-    """Mean |phi| of both, each pair of firing-rate bands weighed by the pairs of both in it.
+    """Mean |phi| of both, each pair of firing-rate bands weighted by the number of latent pairs that both have in it.
 
     a, b: measures.json; see `phi_sums.matched_mean`.
     """
@@ -23,9 +24,10 @@ def phi_at_equal_rates(a: dict, b: dict) -> tuple[float | None, float | None]:
 
 
 def dependence_at_equal_rates(a: dict, b: dict) -> tuple[float | None, float | None]:
-    """Dependence of firing of both, each pair of firing-rate bands weighed by the co-firings expected in both together.
+    """Dependence of firing of both, each pair of firing-rate bands weighted by the co-firings expected in both
+    together.
 
-    a, b: measures.json; see `dependence.rate_cells`. No numbers where L0 is not equal (`why_no_dependence`).
+    a, b: measures.json; see `dependence.rate_cells`. (None, None) if the realised L0 differ (`why_no_dependence`).
     """
     from metasae.measures.cofiring.phi_sums import matched_mean
 
@@ -36,7 +38,9 @@ def dependence_at_equal_rates(a: dict, b: dict) -> tuple[float | None, float | N
 
 
 def why_no_dependence(a: dict, b: dict) -> str:
-    """Why the dependence of two SAEs is not compared though both have it: their realised L0; "" where it is."""
+    """Why the dependence of two SAEs is not compared although both have it: their realised L0 differ. "" if it is
+    compared.
+    """
     if None in _dependence_cells(a, b):
         return ""
     low, high = sorted(measures["cooccurrence"]["l0_realised"] for measures in (a, b))
@@ -48,7 +52,7 @@ def _dependence_cells(*both: dict) -> list[dict | None]:
 
 
 def atomicity_at_equal_recall(a: dict, b: dict) -> tuple[float | None, float | None]:
-    """Sense atomicity of both, each bin of recall weighed by both SAEs together (`sense_matching.matched_recall`)."""
+    """Sense atomicity of both, each bin of recall weighted by both SAEs together (`sense_matching.matched_recall`)."""
     from metasae.measures.words.sense_matching import matched_recall
 
     if "senses" not in a or "senses" not in b:
@@ -59,9 +63,9 @@ def atomicity_at_equal_recall(a: dict, b: dict) -> tuple[float | None, float | N
 def side_effect(name: str, a: dict, b: dict) -> tuple[float | None, float | None]:
     """A number of the side effects over matched latents of both.
 
-    across.json has both SAEs' beside each other, in the arm that is not solo.
+    across.json has the numbers of both SAEs, in the arm that is not solo.
 
-    Those of two other SAEs than these, as under another baseline, do not count.
+    Numbers of two other SAEs, as under another baseline, do not count.
     """
     effects = a.get("side_effects", {})
     if effects.get("of") != [measures["conditions"].get("sae") for measures in (a, b)]:
@@ -79,5 +83,5 @@ MATCHED = {
         for name in ("spill_per_firing", "spill", "apart", "bluntness")
     },
 }
-# Why two SAEs that were measured alike have no such number, by the same key.
+# By the same key: why two SAEs that were measured alike have no such number.
 WHY_NONE = {"cooccurrence.dependence_at_equal_rates": why_no_dependence}

@@ -27,7 +27,7 @@ from metasae.compare.catalogue import (
 
 
 def fill(template: Path, **values: object) -> str:
-    """A template with its values in place, which are escaped where the template is HTML."""
+    """Fills a template with values; they are escaped if the template is HTML."""
     return _environment(template.parent).get_template(template.name).render(**values)
 
 
@@ -63,16 +63,16 @@ def as_markdown(comparison: dict) -> str:
 
 
 def conditions_line(comparison: dict, pair: Pair | None = None) -> str:
-    """Tokens, seeds and realised L0 that every number below rests on. pair: whose arms are named; None names all, the
-    model and the text.
+    """One line with the tokens, seeds and realised L0 behind the numbers. pair: name its two arms; None names all arms,
+    the model and the text.
     """
     conditions = comparison["conditions"]
     trained, different = (conditions.get(key) for key in ("training_tokens", "different_training_tokens"))
     training = f"{trained:,} training tokens" if different else ""
     if different and different < trained:
-        training += f", {different:,} different ones read {trained / different:.3g} times"
+        training += f" ({different:,} different ones, each read {trained / different:.3g} times)"
     if conditions.get("spikes"):
-        training += f", with {conditions['spikes']:,} spike-ins (text is measured without them)"
+        training += f", with {conditions['spikes']:,} spike-ins (held-out text has none)"
     sources = "" if pair else "".join(f" {line}" for line in source_lines(conditions))
     own = ", ".join(conditions.get("own_thresholds", ()))
     arms = [_arm(name, comparison["arms"][name]) for name in pair or comparison["arms"]]
@@ -84,8 +84,8 @@ def conditions_line(comparison: dict, pair: Pair | None = None) -> str:
 
 
 def source_lines(conditions: dict) -> list[str]:
-    """What was read, by which model, and what of it does not count, a sentence each; none of what is not known. Then
-    the SAEs that miss the L0 that was asked for, and each that was trained otherwise than it is measured.
+    """Sentences on the model, the text and the tokens left out, as far as known; then on SAEs that miss the L0 that was
+    asked for, and on each SAE that was trained under other conditions than it is measured under.
     """
     named = (("Model", "model"), ("Text", "text"), ("Left out of training and measuring", "left_out"))
     otherwise = conditions.get("trained_otherwise", {})
@@ -98,11 +98,11 @@ def source_lines(conditions: dict) -> list[str]:
 
 
 def trained_otherwise(label: str, different: dict[str, list]) -> str:
-    """One line on an SAE that says it was trained otherwise than it is measured. different: condition -> [as it says,
-    as it is measured].
+    """One line on an SAE that was trained under other conditions than it is measured under. different: {condition: [in
+    training, in measuring]}.
     """
-    pairs = (f"{key} {_shown(there)} there, {_shown(here)} here" for key, (there, here) in different.items())
-    return f"{label} says it was trained otherwise than it is measured: {'; '.join(pairs)}"
+    pairs = (f"{key} {_shown(there)} in training, {_shown(here)} here" for key, (there, here) in different.items())
+    return f"{label} was trained under other conditions than it is measured under: {'; '.join(pairs)}"
 
 
 def _shown(value: object) -> str:
@@ -116,9 +116,10 @@ def _arm(name: str, arm: dict) -> str:
 
 
 def summary_table(comparison: dict) -> Table:
-    """The main measures, each arm's mean over its seeds, and the change of joint (or the first other arm) against solo.
+    """The table of main measures: each arm's mean over its seeds, and the change of joint (or the first other arm)
+    against solo.
 
-    Fits 80 columns with three arms. A change is green where clearly better, red where clearly worse.
+    Fits 80 columns with three arms. A change is green if clearly better, red if clearly worse.
     """
     arms = comparison["arms"]
     first_pair = dict(list(comparison["pairs"].items())[:1])

@@ -5,10 +5,10 @@
              over an arm's seeds, of the arm that falls most
     share    F1 of the baseline's recovered spike-ins over that of a linear probe: near 0 no method can be told apart
 
-A run passes at r >= .4, a fall below 2.5% and a share of .5 or more. r and share are the baseline's, as a method is
-free to change them; the length of training must do for plain training. The limits tell `demo` (1,400 steps) from
-`demo-full` (5,860); why they are no stricter stands in docs/measures.md. While the learning rate falls, FVU falls by 2
-to 4% a tenth in any run, as the steps' own noise goes, which says nothing about whether training was long enough.
+A run passes at r >= .4, a fall below 2.5% and a share of .5 or more. r and share are the baseline's, as another arm's
+method may change them. The limits tell `demo` (1,400 steps) from `demo-full` (5,860); docs/measures.md says why they
+are not stricter. While the learning rate decays, FVU falls by 2 to 4% per tenth in any run, as the noise of the steps
+shrinks. That says nothing about whether training was long enough.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ import numpy as np
 from metasae.arms.folder import Arm
 
 LIMITS = {"r": 0.4, "fall": 0.025, "share": 0.5}
-# Rows of metrics.jsonl in a tenth, at least, for their mean.
+# Least rows of metrics.jsonl in a tenth of the steps, for their mean.
 _LEAST_ROWS = 5
 
 
@@ -27,8 +27,8 @@ def trained_enough(comparison: dict, arms: Sequence[Arm], decay: float) -> dict:
     """{enough, r, fall, share, limits}; a number that is not known is None.
 
     comparison: as `metasae.compare.compare.compare` makes it. decay: the share of the steps at the end over which the
-    learning rate fell. enough: False where a known number misses its limit, None where none does but r is not known, as
-    with one seed.
+    learning rate fell. enough: False if a known number misses its limit; None if none does but r is not known, as with
+    one seed.
     """
     means = comparison["arms"][comparison["baseline"]]["means"]
     recovered, ceiling = (means.get(f"spikes.{key}") for key in ("recovery_f1", "ceiling_f1"))
@@ -45,7 +45,7 @@ def trained_enough(comparison: dict, arms: Sequence[Arm], decay: float) -> dict:
 
 
 def missing_its_limit(known: dict) -> list[str]:
-    """The known numbers that miss their limits."""
+    """The names of the known numbers that miss their limits."""
     passes = {
         "r": known["r"] is None or known["r"] >= LIMITS["r"],
         "fall": known["fall"] is None or known["fall"] < LIMITS["fall"],
@@ -55,10 +55,9 @@ def missing_its_limit(known: dict) -> list[str]:
 
 
 def fall_of(seeds: Sequence[Arm], decay: float) -> float | None:
-    """The fall of an arm's FVU into its last tenth at the full learning rate, over its seeds.
+    """The share by which an arm's FVU falls in the last tenth of the steps at the full learning rate, over its seeds.
 
-    None where no training curve is known or long enough, and where the learning rate falls for more than 70% of the
-    steps.
+    None if no training curve is known or long enough, or if the learning rate decays for more than 70% of the steps.
     """
     end, means = 1.0 - decay, []
     for arm in seeds if end >= 0.3 else ():

@@ -1,3 +1,3 @@
-"""Before a run: what this machine has, what a recipe needs, how long it takes, and what to change where it does not
-fit.
+"""The doctor: before a run, it says what this machine has, what a recipe needs, how long it takes, and what to change
+if it does not fit.
 """

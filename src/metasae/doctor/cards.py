@@ -1,10 +1,9 @@
-"""GPUs by their makers' datasheets: what a plan for a machine that is not here is made from.
+"""GPUs by their makers' datasheets, for plans for machines that are not at hand.
 
 Sources: NVIDIA's datasheets of A100 (SXM), H100 (SXM), H200 (SXM), HGX B200 and L40S, and the Ada architecture
-whitepaper for the RTX 4090. Products per second are dense ones; the sheets print twice as much for sparse matrices.
-Memory is read in decimal bytes, a few percent less than the cards have. A link rate is what a GPU sends in one
-direction: half of the NVLink sum that the sheets print, or PCIe 4.0 x16 where there is no NVLink. None of it was
-measured here.
+whitepaper for the RTX 4090. Products per second are for dense matrices; the datasheets print twice as much for sparse
+ones. Memory is in decimal bytes, a few percent less than the cards have. A link rate is for one direction: half of the
+NVLink sum in the datasheets, or PCIe 4.0 x16 without NVLink. None of it was measured here.
 """
 
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from metasae.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Card:
-    """bf16, tf32, fp32: dense FLOP/s. bandwidth, link: bytes/s of the memory, and sent in one direction. memory: bytes.
+    """A GPU. bf16, tf32, fp32: dense FLOP/s. bandwidth: bytes/s of the memory. link: bytes/s sent in one direction.
+    memory: bytes.
 
-    together: GPUs that the link joins in one machine; beyond them goes a network, which is slower.
+    together: number of GPUs that the link joins in one machine; more GPUs need a slower network.
     """
 
     name: str
@@ -29,11 +29,13 @@ class Card:
     together: int = 8
 
     def flops(self, width: int) -> float:
-        """FLOP/s of products of `width` bytes a number. Products in fp32 are true fp32, so tf32 is only listed."""
+        """FLOP/s of matrix products with `width` bytes per number. Products in fp32 do not use tf32, which is only
+        listed.
+        """
         return self.bf16 if width == 2 else self.fp32
 
 
-# The share of the datasheet's rates that a plan's slow end counts with.
+# The share of the datasheet's rates that the slowest time of a plan assumes.
 EFFICIENCY = 0.5
 
 CARDS = {
@@ -51,8 +53,8 @@ CARDS = {
 
 
 def asked_card(name: str | None, gpus: int = 1, efficiency: float = EFFICIENCY) -> Card:
-    """The card of that name, in any case. Raises UserError for no or an unknown name, with the nearest one or all of
-    them, for less than one GPU, and for a share of its rates that is none.
+    """The card of a name, upper or lower case. Raises UserError for a missing or unknown name, for less than one GPU,
+    and for an efficiency outside (0, 1].
     """
     if name is None:
         raise UserError(f"a plan needs --gpu NAME, of {', '.join(CARDS)}")

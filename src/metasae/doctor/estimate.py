@@ -1,18 +1,18 @@
-"""What a recipe needs, by arithmetic: bytes on disk and in memory from its shapes alone. Nothing is loaded or run.
+"""What a recipe needs: bytes on disk and in memory, calculated from its shapes alone. Nothing is loaded or run.
 
 Exact: the activation cache, SAEs, checkpoints. Memory is a model of the stages with constants fitted to measured peaks
-(d 64 to 1024, n 512 to 16384, batches of 256 to 16384), within a fifth of them; `doctor` puts what it measures in its
-place. With n latents, width d, batch B, m meta latents and w bytes per number of the dense product, in bytes:
+(d 64 to 1024, n 512 to 16384, batches of 256 to 16384), within a fifth of them; `doctor` replaces calculated values by
+measured ones. With n latents, width d, batch B, m meta latents and w bytes per number of the dense product, in bytes:
 
     weights, Adam's two moments, gradients    4 x 4 x 2nd
-    a step in passing                         8nd + 2nd + (w + 2) Bn + 27 Bd + 60 per kept entry
-    a meta step in passing                    the same without its 27, with B = n, n = m, and 48 nd (30 nd for raw rows)
+    a step, temporarily                       8nd + 2nd + (w + 2) Bn + 27 Bd + 60 per kept entry
+    a meta step, temporarily                  the same without its 27, with B = n, n = m, and 48 nd (30 nd for raw rows)
 
-No latent is counted as dead: the term that revives dead ones takes a few numbers per token and dead latent more. A
-further penalty is counted as if it looked at the decoder rows of all latents.
+No latent is counted as dead: the term that revives dead latents takes a few more numbers per token and dead latent. A
+further penalty is counted as if it read the decoder rows of all latents.
 
-On W ranks a rank has ceil(n / W) latents of the primary for n, and all m of the meta SAE, whose gradients it has once
-more, flat, to be summed.
+On W ranks a rank has ceil(n / W) latents of the primary in place of n, and all m latents of the meta SAE, whose
+gradients it has a second time, flat, for the sum over ranks.
 """
 
 from dataclasses import dataclass
@@ -22,28 +22,28 @@ from metasae.recipe.registry import ARMS
 from metasae.sae.architectures import Architecture, Options, architecture
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-# Python, torch, transformers, scipy and matplotlib with what they allocate for themselves.
+# Bytes of Python, torch, transformers, scipy and matplotlib with their own allocations.
 PROCESS = 650 << 20
-# A million characters on their way from the source through the tokenizer.
+# Bytes of a million characters between the source and the tokenizer's output.
 TEXT = 160 << 20
-# metrics.jsonl, measures.json and the configurations of one arm; the report and its figures.
+# Bytes of metrics.jsonl, measures.json and the configurations of one arm, and of the report and its figures.
 SMALL_FILES = 1 << 20
-# Columns of the cache beside the activations: token, document, position, norm, 4 bytes each.
+# Bytes per token of the cache's columns besides activations: token, document, position, norm, 4 bytes each.
 COLUMNS = 16
 PER_ENTRY, PER_INPUT, PER_ROW, PER_RAW_ROW = 60, 27, 48, 30
-# A token of a planted world while its split is drawn: numbers of its width, and its features.
+# Bytes while a split of a planted world is drawn: per number of its width, and per token for its features.
 PLANTED_NUMBER, PLANTED_TOKEN = 16, 100
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes. cache, run_folder: on disk. sae, checkpoint: one primary SAE's folder, one arm's checkpoint, both within
-    run_folder, as are windows: training activations that come a window at a time, on a GPU harvested while training
-    goes on.
+    """The bytes that a recipe needs. cache, run_folder: on disk. sae, checkpoint: one primary SAE's folder and one
+    arm's checkpoint, both part of run_folder. windows: training activations that come a window at a time, also part of
+    run_folder; on a GPU the next window is harvested during training.
 
-    Memory: process (the program itself) and model all the time; harvest, forward, train, measure only in their stage,
-    and forward (the model on one batch) within the harvest. weights: the part of train that is weights, moments and
-    gradients. on_gpu: model, forward and train are the GPU's.
+    In memory: process (the program itself) and model all the time; harvest, forward, train and measure only in their
+    stage; forward (the model on one batch) during the harvest. weights: the part of train that is weights, moments and
+    gradients. on_gpu: model, forward and train are in the GPU's memory.
     """
 
     cache: int
@@ -62,9 +62,10 @@ class Needs:
 
     @property
     def memory(self) -> int:
-        """Peak of the processor's memory. What the harvest frees lies in pieces that later stages hardly use again.
+        """Peak of the processor's memory. Memory that the harvest frees is fragmented, so later stages hardly use it
+        again.
 
-        The mapped cache comes on top where there is room; the system can drop it.
+        The mapped cache is not included; the system keeps it if there is room and can drop it.
         """
         if self.on_gpu:
             return self.process + self.harvest + self.measure
@@ -89,10 +90,10 @@ def needs(
     on_gpu: bool = False,
     ranks: int = 1,
 ) -> Needs:
-    """d: width of the hooked tensor. model: bytes of the language model's weights. vocabulary: its size, 0 for an
-    encoder.
+    """The needs of a recipe. d: width of the hooked tensor. model: bytes of the language model's weights. vocabulary:
+    its size, 0 for an encoder.
 
-    width: bytes per number of the dense products. ranks: over which training spreads the primary.
+    width: bytes per number of the dense products. ranks: number of ranks that training spreads the primary over.
     """
     train, weights = train_bytes(recipe, d, width, ranks)
     windows = window_bytes(recipe, d, on_gpu)
@@ -114,28 +115,28 @@ def needs(
 
 
 def is_planted(recipe: Recipe) -> bool:
-    """Whether the activations are those of a planted world, without model and text."""
+    """Whether the activations are those of a planted world, without a model and text."""
     return recipe.text.source == "planted"
 
 
 def kind_of(table: Dictionary) -> Architecture:
-    """The architecture of an SAE, which says of itself what matters here."""
+    """The architecture of an SAE, whose attributes decide its needs."""
     options = Options(table.k, threshold=table.threshold, prefixes=table.prefixes, l0=table.l0)
     return architecture(table.architecture, options)
 
 
 def prefixes_of(recipe: Recipe, arm: str) -> int:
-    """How many prefixes of the latents rebuild the input in an arm's step, where it has most."""
+    """The largest number of prefixes of the latents that rebuild the input in a step of an arm."""
     architecture_has = len(kind_of(recipe.sae).ends(recipe.sae.n))
     nest = recipe.train.nest
     return 1 + len(nest.shares) if ARMS[arm].atomic and nest.weight else architecture_has
 
 
 def cache_bytes(recipe: Recipe, d: int) -> int:
-    """Activations and columns of every token, at every hook point (as wide as the first); a planted world is never
-    written.
+    """Bytes of the activations and columns of every token, at every hook point (each as wide as the first). 0 for a
+    planted world, which is not written to disk.
 
-    Training activations that come in windows are not among them. A shard's header is some 300 bytes more.
+    Training activations that come in windows are not included, nor are the headers of shards, about 300 bytes each.
     """
     if is_planted(recipe):
         return 0
@@ -145,9 +146,9 @@ def cache_bytes(recipe: Recipe, d: int) -> int:
 
 
 def window_bytes(recipe: Recipe, d: int, on_gpu: bool) -> int:
-    """The windows on the disk at once: one, and on a GPU the next; 0 where all activations are kept.
+    """Bytes of the windows on disk at the same time: one, and on a GPU also the next; 0 if all activations are kept.
 
-    A window ends with a whole pool of text.
+    A window contains whole pools of text, so it may be larger than asked for.
     """
     window = recipe.harvest.window_tokens
     if not window:
@@ -159,13 +160,13 @@ def window_bytes(recipe: Recipe, d: int, on_gpu: bool) -> int:
 
 
 def sae_bytes(n: int, d: int) -> int:
-    """W_enc, W_dec, b_enc, threshold and b_dec in fp32."""
+    """Bytes of W_enc, W_dec, b_enc, threshold and b_dec in fp32."""
     return 4 * (2 * n * d + 2 * n + d)
 
 
 def checkpoint_bytes(recipe: Recipe, d: int) -> int:
-    """Weights and both moments in fp32, counters int64 and twice fp32, for the primary and the meta SAE; axes in fp32
-    and six sums in fp64 where latents are split.
+    """Bytes of a checkpoint: weights and both moments in fp32, counters (one int64 and two fp32), for the primary and
+    the meta SAE; with births also axes in fp32 and six sums in fp64.
     """
     sae, meta = recipe.sae, recipe.meta
     size = 3 * 4 * _numbers(sae, d, sae.b_enc) + 16 * sae.n
@@ -175,9 +176,10 @@ def checkpoint_bytes(recipe: Recipe, d: int) -> int:
 
 
 def run_folder_bytes(recipe: Recipe, d: int) -> int:
-    """All SAEs and kept firings, and the checkpoint of one arm twice, as a new one is whole before the old one goes.
+    """Bytes of all SAEs and kept firings, and twice the checkpoint of one arm, as the old one is deleted after the new
+    one is complete.
 
-    Between two windows every arm lies in its checkpoint.
+    With windows every arm has a checkpoint between two windows.
     """
     firings = recipe.measure.tokens * (8 * recipe.sae.k + 20) if recipe.measure.keep_firings else 0
     arm = sae_bytes(recipe.sae.n, d) + firings + SMALL_FILES
@@ -187,9 +189,10 @@ def run_folder_bytes(recipe: Recipe, d: int) -> int:
 
 
 def harvest_bytes(recipe: Recipe, d: int) -> int:
-    """Text and token windows, and the activations of one batch at every hook point, in the cache's dtype and in fp32.
+    """Bytes of text and token windows, and of one batch's activations at every hook point, in the cache's dtype and in
+    fp32.
 
-    A planted world is drawn whole.
+    A planted world is drawn at once.
     """
     if is_planted(recipe):
         return sum(recipe.split_tokens.values()) * (PLANTED_NUMBER * d + PLANTED_TOKEN)
@@ -197,16 +200,19 @@ def harvest_bytes(recipe: Recipe, d: int) -> int:
 
 
 def forward_bytes(recipe: Recipe, d: int, width: int) -> int:
-    """One batch through a transformer layer: 16 numbers per unit of its width, a head's attention row per 64 units."""
+    """Bytes of one batch in a transformer layer: per token 16 numbers per unit of width, and a row of attention for
+    each head of 64 units.
+    """
     if is_planted(recipe):
         return 0
     return _batch_tokens(recipe) * (16 * d * width + max(d // 64, 1) * recipe.text.context * 4)
 
 
 def train_bytes(recipe: Recipe, d: int, width: int, ranks: int = 1) -> tuple[int, int]:
-    """(all that training an arm has at its peak, the part that is weights, moments and gradients), for the largest arm.
+    """(bytes of training an arm at its peak, the part that is weights, moments and gradients), for the largest arm.
 
-    ranks: over which the primary's latents are spread; the bytes are those of the rank with most.
+    ranks: number of ranks that the primary's latents are spread over; the bytes are those of the rank with the most
+    latents.
     """
     sae, meta, B = recipe.sae, recipe.meta, recipe.train.batch
     own, kind = -(-sae.n // ranks), kind_of(sae)
@@ -219,8 +225,7 @@ def train_bytes(recipe: Recipe, d: int, width: int, ranks: int = 1) -> tuple[int
     if any(recipe.charged(arm) for arm in recipe.arms):
         passing += 4 * own * d + all_rows_bytes(sae.n, d, ranks)
     if ranks > 1:
-        # a threshold over all ranks marks what is above it in one byte for each pre-activation, where one here takes
-        # two
+        # a threshold over all ranks marks the entries above it with one byte per pre-activation, one process needs two
         passing -= B * own
     if ranks > 1 and chooses_by_row(kind):
         # every rank's largest entries of each token, sorted
@@ -233,24 +238,28 @@ def train_bytes(recipe: Recipe, d: int, width: int, ranks: int = 1) -> tuple[int
 
 
 def all_rows_bytes(n: int, d: int, ranks: int) -> int:
-    """The decoder rows of all latents beside a rank's own; twice while parts of unequal length are put together."""
+    """Bytes of the decoder rows of all latents besides a rank's own; twice that while parts of unequal length are
+    joined.
+    """
     return 4 * n * d * (2 if n % ranks else 1) if ranks > 1 else 0
 
 
 def chooses_by_row(kind: Architecture) -> bool:
-    """Whether each token's largest pre-activations fire, which ranks have to compare token by token."""
+    """Whether each token's largest pre-activations fire, so that ranks have to compare them token by token."""
     return not (kind.own_threshold or kind.over_batch)
 
 
 def weight_bytes(recipe: Recipe, d: int, ranks: int = 1) -> tuple[int, int]:
-    """Weights, moments and gradients of (a rank's latents of the primary, the meta SAE: 0 where no arm has one)."""
+    """Bytes of weights, moments and gradients: (of a rank's latents of the primary, of the meta SAE, 0 if no arm has
+    one).
+    """
     own = recipe.sae.model_copy(update={"n": -(-recipe.sae.n // ranks)})
     return 4 * 4 * _numbers(own, d, recipe.sae.b_enc), 4 * 4 * _numbers(recipe.meta, d, False) * _any_meta(recipe)
 
 
 def measure_bytes(recipe: Recipe, d: int, vocabulary: int, threads: int) -> int:
-    """The SAE, its firings where they are not kept on disk, eight sets of logits, and the largest of: a block of
-    tokens, a tile of pairs, the critic.
+    """Bytes of the SAE, of its firings if they are not kept on disk, of eight sets of logits, and of the largest of a
+    block of tokens, a tile of pairs and the critic.
     """
     from metasae.measures.cofiring.cooccurrence import MEMORY, TILE_PAIRS, TILE_ROWS
     from metasae.measures.effect.effects import NUMBERS_AT_ONCE
@@ -267,13 +276,13 @@ def measure_bytes(recipe: Recipe, d: int, vocabulary: int, threads: int) -> int:
 
 
 def _step(table: Dictionary, d: int, rows: int, own: int, width: int, b_enc: bool) -> int:
-    """What a step on `rows` inputs and `own` of the latents holds in passing, but for the inputs themselves: gradients,
+    """Bytes that a step on `rows` inputs and `own` of the latents needs temporarily, without the inputs: gradients,
     bf16 weights, pre-activations, kept entries.
     """
     kind = kind_of(table)
     if kind.own_threshold:
-        # without a fixed k about half of all pre-activations are above zero at first; what follows k begins there, goes
-        # to some three times as many, and carries those that nearly fire
+        # without a fixed k about half of all pre-activations are above zero at first; an architecture that follows k
+        # begins there, then keeps up to some three times k, and also entries that nearly fire
         entries = rows * min(own // 2, 6 * table.k * own // table.n if kind.follows else own)
     else:
         entries = rows * max(table.k, getattr(table, "k_start", 0)) * own // table.n
@@ -282,12 +291,12 @@ def _step(table: Dictionary, d: int, rows: int, own: int, width: int, b_enc: boo
 
 
 def _token_bytes(recipe: Recipe, d: int) -> int:
-    """Of a token at one hook point, on disk."""
+    """Bytes of a token at one hook point, on disk."""
     return d * BYTES[recipe.harvest.dtype] + COLUMNS
 
 
 def _batch_tokens(recipe: Recipe) -> int:
-    """Tokens the model sees at once: at least one window."""
+    """Tokens that the model reads in one pass: at least one window."""
     return max(recipe.harvest.batch_tokens, recipe.text.context)
 
 
@@ -296,7 +305,7 @@ def _any_meta(recipe: Recipe) -> bool:
 
 
 def _numbers(table: Dictionary, d: int, b_enc: bool) -> int:
-    """Trained numbers of an SAE."""
+    """The number of trained weights of an SAE."""
     kind = kind_of(table)
     vectors = (b_enc or kind.needs_bias) + (kind.threshold_init() is not None)
     return 2 * table.n * d + d + table.n * vectors

@@ -1,4 +1,4 @@
-"""Whether a recipe fits a machine, and the nearest one that would: arithmetic only."""
+"""Whether a recipe fits a machine, and the smallest changes with which it would. Calculated from sizes only."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -14,12 +14,12 @@ from metasae.doctor.machine import free_disk, memory_of, same_disk
 from metasae.errors import UserError
 from metasae.recipe.recipe import Recipe
 
-# Values tried one after the other when a number of the recipe is lowered.
+# The ratio of successive values when a number of the recipe is lowered.
 _SHRINK = 0.95
-# A run with fewer steps, smaller batches or a smaller share of the latents says nothing about the recipe that was asked
-# for.
+# Lower limits. A run with fewer steps, smaller batches or a smaller share of the latents is too different from the
+# recipe.
 _LEAST_STEPS, _LEAST_BATCH, _LEAST_LATENTS, _LEAST_MEASURED = 100, 256, 1 / 16, 10_000
-# Batches in a window of activations: within it they are shuffled.
+# Least batches in a window of activations, within which batches are shuffled.
 _LEAST_WINDOW = 1000
 
 Change = tuple[str, Any]
@@ -27,10 +27,10 @@ Change = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that a run may take. memory: None where the system does not say. gpu: None without one.
+    """The bytes that a run may use. memory: None if the system does not say. gpu: None without a GPU.
 
-    cache, run: free on the disks of the cache and of the run folder, with what these folders hold already. shared: they
-    are one disk.
+    cache, run: free bytes on the disks of the cache and of the run folder, plus what these folders contain already.
+    shared: whether both are on one disk.
     """
 
     memory: int | None
@@ -42,28 +42,30 @@ class Room:
 
 @dataclass(frozen=True)
 class Shortage:
-    """needed, there: bytes. resource: `disk of the cache`, `disk of the run folder`, `disk`, `memory`, `GPU memory`."""
+    """A resource that is too small. needed, there: bytes. resource: `disk of the cache`, `disk of the run folder`,
+    `disk`, `memory` or `GPU memory`.
+    """
 
     resource: str
     needed: int
     there: int
 
     def __str__(self) -> str:
-        return f"{self.resource}: {size(self.needed)} needed, {size(self.there)} there"
+        return f"{self.resource}: {size(self.needed)} needed, {size(self.there)} available"
 
 
 def disk_room(run: Path, cache: Path, memory: int | None = None, gpu: int | None = None) -> Room:
-    """The room on the disks of a run folder and a cache folder, which need not exist yet. What they hold is used again
-    or replaced.
+    """The room on the disks of a run folder and a cache folder, which need not exist yet. Their present content counts
+    as free, as it is used again or replaced.
 
-    cache: one cache, or the folder that caches lie in, where the run's own may be any of them.
+    cache: one cache, or the folder of all caches if it is not known which one is the run's.
     """
     shared, cached, kept = same_disk(run, cache), _bytes_of(cache.rglob(SHARDS)), _bytes_of(run.rglob("*"))
     return Room(memory or None, gpu, free_disk(cache) + cached + kept * shared, free_disk(run) + kept, shared)
 
 
 def shortages(wanted: Needs, room: Room) -> list[Shortage]:
-    """What there is too little of."""
+    """The resources that are too small."""
     if room.shared:
         disks = [("disk", wanted.cache + wanted.run_folder, room.cache)]
     else:
@@ -76,11 +78,11 @@ def shortages(wanted: Needs, room: Room) -> list[Shortage]:
 
 
 def changes(recipe: Recipe, needs_of: Callable[[Recipe], Needs], room: Room) -> list[Change] | None:
-    """The settings, as few as can be found, with which the recipe fits; none where it does already, None where nothing
-    helps. Each was tried: with all of them `shortages` returns none.
+    """The fewest settings found with which the recipe fits; [] if it fits already, None if nothing helps. They were
+    tried: with all of them `shortages` returns [].
     """
     settings: list[Change] = []
-    # each round leaves less to lower, so there is a last one
+    # each round leaves less to lower, so the loop ends
     while short := shortages(needs_of(recipe), room):
         steps = _relieve(recipe, short[0].resource, needs_of, room)
         if steps is None:
@@ -91,11 +93,11 @@ def changes(recipe: Recipe, needs_of: Callable[[Recipe], Needs], room: Room) -> 
 
 
 def refuse_what_cannot_fit(recipe: Recipe, d: int, out: Path, device: str = "cpu") -> None:
-    """Raises UserError when the activation cache cannot fit on its disk, or weights, moments and gradients not in
+    """Raises UserError if the activation cache cannot fit on its disk, or weights, moments and gradients cannot fit in
     memory.
 
-    A look before a run, at no cost: only what is certain is refused, `metasae doctor` estimates the rest. d: width of
-    the hooked tensor. out: the run folder; what it and the cache's folder hold already counts as free.
+    A quick check before a run: it refuses only what certainly fails; `metasae doctor` estimates the rest. d: width of
+    the hooked tensor. out: the run folder; the present content of it and of the cache counts as free.
     """
     cache = Path(recipe.harvest.cache or out.parent / "activations")
 
@@ -111,11 +113,11 @@ def refuse_what_cannot_fit(recipe: Recipe, d: int, out: Path, device: str = "cpu
     settings = changes(recipe, certain, room)
     what = f"this run cannot fit; {'; '.join(map(str, short))}"
     cure = f"set {' '.join(map(setting, settings))}" if settings else "use a larger machine or disk"
-    raise UserError(f"{what}; {cure} ('metasae doctor' says more)")
+    raise UserError(f"{what}; {cure} ('metasae doctor' gives details)")
 
 
 def size(count: float) -> str:
-    """Bytes in words: 1.2 GB."""
+    """A number of bytes in words: 1.2 GB."""
     for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
         if count >= limit:
             return f"{count / limit:.3g} {unit}"
@@ -123,18 +125,20 @@ def size(count: float) -> str:
 
 
 def setting(change: Change) -> str:
-    """KEY=VALUE, as `--set` takes it."""
+    """A change as KEY=VALUE, in the form of `--set`."""
     key, value = change
     return f"{key}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def _bytes_of(places: Iterable[Path]) -> int:
-    """Bytes of the files among them."""
+    """The bytes of all files among these paths."""
     return sum(place.stat().st_size for place in places if place.is_file())
 
 
 def _relieve(recipe: Recipe, resource: str, needs_of: Callable[[Recipe], Needs], room: Room) -> list[Change] | None:
-    """The settings that end one shortage: one where one is enough, else the strongest of each until it ends."""
+    """The settings that end one shortage: a single one if that is enough, else the strongest value of each key in turn
+    until it ends; None if nothing helps.
+    """
 
     def ended(steps: list[Change]) -> bool:
         return resource not in [short.resource for short in shortages(needs_of(_with(recipe, steps)), room)]
@@ -152,7 +156,9 @@ def _relieve(recipe: Recipe, resource: str, needs_of: Callable[[Recipe], Needs],
 
 
 def _options(recipe: Recipe, resource: str, wanted: Needs) -> list[tuple[str, list]]:
-    """Key -> the values it may be set to, gentlest first; the key that changes least about the run comes first."""
+    """[(key, values it may be set to)]: the value nearest to the recipe's first, and the key that changes the run least
+    first.
+    """
     cached, harvest, batch, n = recipe.split_tokens["train"], recipe.harvest, recipe.train.batch, recipe.sae.n
     fewer_measured = ("measure.tokens", _down(recipe.measure.tokens, _LEAST_MEASURED))
     if resource.startswith("disk"):
@@ -179,7 +185,7 @@ def _options(recipe: Recipe, resource: str, wanted: Needs) -> list[tuple[str, li
 
 
 def _windows(recipe: Recipe) -> list[int]:
-    """Windows of activations, the widest first; none where they are in use or do not go with the recipe."""
+    """Values of harvest.window_tokens, the largest first; [] if it is set already or does not work with the recipe."""
     harvest = recipe.harvest
     if harvest.window_tokens or harvest.tokens or recipe.hook.also or is_planted(recipe):
         return []
@@ -191,7 +197,9 @@ def _halves(high: int, low: int) -> list[int]:
 
 
 def _down(high: int, low: int, grain: int = 0) -> list[int]:
-    """Values below `high` and not below `low`, 5% apart, in multiples of `grain` or with two significant digits."""
+    """Values from just below `high` down to `low`, 5% apart, rounded to multiples of `grain` or to two significant
+    digits.
+    """
     lower = (int(high * _SHRINK**power) for power in itertools.count(1))
     values = itertools.takewhile(lambda value: value >= max(low, 1), lower)
     rounded = [value - value % (grain or 10 ** max(len(str(value)) - 2, 0)) for value in values]

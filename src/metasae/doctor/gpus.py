@@ -1,9 +1,10 @@
-"""A plan for GPUs that are not here: whether they hold a recipe, how long it takes, and what they send to each other.
+"""A plan for GPUs that are not at hand: whether a recipe fits them, how long it takes, and how much they send to each
+other.
 
-Nothing is run and no weights are loaded. Sizes are arithmetic on shapes (`estimate`), times are arithmetic over a
-datasheet's rates (`cards`): the floor of a step is the sum of its parts, each the longer of its products and of its
-bytes moved once, and of what it sends. Kernel launches, dead latents, calibrating, checkpoints and measuring are left
-out.
+Nothing is run and no weights are loaded. Sizes are calculated from shapes (`estimate`), times from a datasheet's rates
+(`cards`). The floor of a step, its least time, is the sum over its parts, plus the time of sending. The time of a part
+is the longer of two: its products, or moving its bytes once. Kernel launches, dead latents, calibration, checkpoints
+and measuring are left out.
 """
 
 from contextlib import suppress
@@ -23,20 +24,21 @@ from metasae.train.penalties.scene import rows_multiplied
 from metasae.train.sharded.trainer import refuse_meta
 
 Span = tuple[float, float]
-# Seconds that the short messages of a step between ranks take: about sixteen, each some 20 us.
+# Seconds for the short messages between ranks in a step: about sixteen of about 20 us each.
 MESSAGES = 16 * 20e-6
-# Bytes of a GPU that no tensor of ours can have: CUDA's context, libraries' workspaces, buffers of messages, pieces.
+# Bytes of a GPU that are not available for tensors: CUDA's context, workspaces of libraries, message buffers,
+# fragmentation.
 RESERVE = 1.5e9
-# GPUs that are tried for the fewest that do, and those shown beside the wanted number.
+# The most GPUs that are tried to find the fewest that fit, and the numbers of GPUs shown beside the requested one.
 MOST, SHOWN = 1024, (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
 class StepPart:
-    """A part of a primary step and its share of meta steps, on one rank. products: FLOPs. moved: bytes, each counted
-    once.
+    """A part of a primary step with its share of meta steps, on one rank. products: FLOPs. moved: bytes read or
+    written, each counted once.
 
-    gathered: bytes of rows that entries gather, which come on top unless a cache has them.
+    gathered: bytes of rows read for single entries, which are additional unless they are in a cache.
     """
 
     name: str
@@ -45,15 +47,15 @@ class StepPart:
     gathered: float = 0.0
 
     def floor(self, card: Card, width: int) -> float:
-        """Seconds at least. width: bytes per number of the products."""
+        """The least time of the part, in seconds. width: bytes per number of the products."""
         return max(self.products / card.flops(width), self.moved / card.bandwidth)
 
 
 def parts_of(recipe: Recipe, d: int, arm: str, ranks: int = 1) -> list[StepPart]:
-    """The parts of an arm's step on the rank with most latents. d: width of the hooked tensor.
+    """The parts of an arm's step on the rank with the most latents. d: width of the hooked tensor.
 
-    Further penalties are counted as if each read the decoder rows of all latents; what they multiply they say
-    themselves (`metasae.train.penalties.scene.multiplies`).
+    Each further penalty is counted as if it read the decoder rows of all latents; its products are as it declares
+    (`metasae.train.penalties.scene.multiplies`).
     """
     sae, meta, train, B, m = recipe.sae, recipe.meta, recipe.train, recipe.train.batch, recipe.meta.n
     own = -(-sae.n // ranks)
@@ -79,12 +81,12 @@ def parts_of(recipe: Recipe, d: int, arm: str, ranks: int = 1) -> list[StepPart]
 
 
 def sent_bytes(recipe: Recipe, d: int, arm: str, ranks: int, width: int = 2) -> float:
-    """Bytes that a rank sends in a primary step and its share of meta steps: partial reconstructions in fp32, the
-    tokens of the batch, where each token's largest entries fire its candidates, for further penalties the decoder rows,
-    and the meta SAE's gradients. Histograms and sums of a few numbers are left out. width: bytes per number of pre.
+    """Bytes that a rank sends in a primary step with its share of meta steps: partial reconstructions in fp32; the
+    tokens of the batch; each token's candidates, if its largest entries fire; the decoder rows, for further penalties;
+    and the meta SAE's gradients. Histograms and sums of a few numbers are left out. width: bytes per pre-activation.
     """
     sae, B, kind = recipe.sae, recipe.train.batch, kind_of(recipe.sae)
-    # a ring sends all but one share of what is gathered, and of what is summed twice
+    # in a ring, a rank sends all but one share of what is gathered, and twice that of what is summed
     own, gathered, summed = -(-sae.n // ranks), ranks - 1, 2 * (ranks - 1) / ranks
     tokens, candidates = -(-B // ranks) * d * BYTES[recipe.harvest.dtype], B * min(sae.k, own) * width
     rows = 4 * own * d / recipe.train.penalty_every * bool(recipe.charged(arm))
@@ -99,7 +101,9 @@ def _meta_share(recipe: Recipe, arm: str) -> float:
 
 
 def refuse_unusable(recipe: Recipe, gpus: int) -> None:
-    """Raises UserError for what training on so many ranks would refuse: too many, a meta SAE that cannot be spread."""
+    """Raises UserError if training would refuse this number of ranks: there are too many, or the meta SAE cannot be
+    spread.
+    """
     own_latents(recipe.sae.n, gpus, 0)
     if gpus > 1 and any(recipe.has_meta(arm) for arm in recipe.arms):
         refuse_meta(recipe.meta.architecture)
@@ -107,10 +111,10 @@ def refuse_unusable(recipe: Recipe, gpus: int) -> None:
 
 @dataclass(frozen=True)
 class GpuPlan:
-    """A recipe on a number of GPUs of one kind. shape: of its language model.
+    """The plan for a recipe on a number of GPUs of one kind. shape: of its language model.
 
-    efficiency: the share of the card's rates that the slow end counts with. Nothing overlaps at either end, as in the
-    code.
+    efficiency: the share of the card's rates that the slowest time assumes. Computing and sending do not overlap, as in
+    the code.
     """
 
     recipe: Recipe
@@ -126,7 +130,7 @@ class GpuPlan:
 
     @property
     def width(self) -> int:
-        """Bytes per number of the dense products. Every card that is listed multiplies bf16."""
+        """Bytes per number of the dense products. All listed cards multiply bf16."""
         return 4 if self.recipe.train.dtype == "fp32" else 2
 
     @property
@@ -136,11 +140,13 @@ class GpuPlan:
 
     @cached_property
     def needs(self) -> Needs:
-        """Of the first rank, and of the disks. At an arm's end it brings the whole SAE together, without gradients."""
+        """The needs of the first rank and of the disks. At the end of an arm this rank gathers the whole SAE, without
+        gradients.
+        """
         recipe, d = self.recipe, self.shape.d
         model = self.shape.numbers * self.model_width
         need = needs(recipe, d, model, self.shape.vocabulary, self.width, on_gpu=True, ranks=self.gpus)
-        # W_enc, and W_dec twice while its parts are put together
+        # W_enc, and W_dec twice while its parts are joined
         gathering = need.weights * 3 // 4 + 3 * 4 * recipe.sae.n * d
         return replace(need, train=max(need.train, gathering)) if self.gpus > 1 else need
 
@@ -150,7 +156,9 @@ class GpuPlan:
 
     @property
     def harvest(self) -> Span | None:
-        """Seconds of the harvest, shared by all ranks but for windows, which are the first's; None: not known."""
+        """Seconds of the harvest (least, slowest). All ranks share it, except windows, which the first rank harvests.
+        None if not known.
+        """
         if self.shape.flops is None:
             return None
         tokens = self.recipe.split_tokens
@@ -160,8 +168,8 @@ class GpuPlan:
         return seconds, seconds / self.efficiency
 
     def step(self, arm: str) -> dict[str, float]:
-        """Seconds of an arm's primary step with its share of meta steps: computing, sending; floor, both at least; and
-        slow, where every gathered row comes from memory.
+        """Seconds of an arm's primary step with its share of meta steps: computing and sending; floor, the least time
+        of both; slow, the slowest time, with every gathered row read from memory.
         """
         parts = parts_of(self.recipe, self.shape.d, arm, self.gpus)
         computing = sum(part.floor(self.card, self.width) for part in parts)
@@ -171,15 +179,16 @@ class GpuPlan:
         return {"computing": computing, "sending": sending, "floor": floor, "slow": slow}
 
     def rates(self, arm: str) -> Span:
-        """Tokens per second of an arm's training, at the slow end and at the floor."""
+        """Tokens per second of an arm's training, at the slowest time and at the floor."""
         step, batch = self.step(arm), self.recipe.train.batch
         return batch / step["slow"], batch / step["floor"]
 
     @property
     def figures(self) -> dict[str, dict]:
-        """All numbers of the plan that are not zero by name: `value` in `unit` (a pair is least and most, None not
-        known), what it `says`, and its `origin`: arithmetic, exact from shapes; fitted, a model of memory fitted to
-        measured peaks, within a fifth; stated, arithmetic over a datasheet's rates; assumed, ours.
+        """All numbers of the plan that are not zero, by name: `value` in `unit` (a pair is the least and the most, None
+        not known), its meaning (`says`), and its `origin`: arithmetic (exact, from shapes), fitted (a model of memory
+        fitted to measured peaks, within a fifth), stated (calculated from a datasheet's rates), assumed (our
+        assumption).
         """
         recipe, need, gpus, arm, d = self.recipe, self.needs, self.gpus, self.arm, self.shape.d
         weights, meta = weight_bytes(recipe, d, gpus)
@@ -189,33 +198,45 @@ class GpuPlan:
         harvest = 0 if is_planted(recipe) else self.harvest
         run = tuple(map(sum, zip(harvest, train, strict=True))) if harvest else harvest
         where = "on the first rank" if recipe.harvest.window_tokens else "shared by all ranks"
-        # a rank is a program that draws the whole SAE before it keeps its part
+        # each rank is a program that draws the whole SAE before it keeps its part
         host = need.memory + (gpus - 1) * (need.process + max(need.harvest, 8 * recipe.sae.n * d))
         rows = [
-            ("weights", weights, "bytes", "arithmetic", "weights, Adam's moments and gradients of a rank's latents"),
-            ("meta weights", meta, "bytes", "arithmetic", "the same of the meta SAE, whole on every rank"),
+            ("weights", weights, "bytes", "arithmetic", "weights, Adam's moments and gradients of one rank's latents"),
+            ("meta weights", meta, "bytes", "arithmetic", "the same for the meta SAE, which every rank has whole"),
             ("model", need.model, "bytes", "arithmetic", f"on every rank; shapes from {self.shape.source}"),
-            ("first rank", need.gpu, "bytes", "fitted", "at its peak, of all that is on its GPU"),
+            ("first rank", need.gpu, "bytes", "fitted", "peak of all that is on its GPU"),
             ("reserve", RESERVE, "bytes", "assumed", "context, workspaces and buffers of every GPU"),
             ("card", self.card.memory, "bytes", "stated", f"memory of one {self.card.name}"),
-            ("host memory", host, "bytes", "fitted", "of the processor, all ranks in one machine; the cache on top"),
+            (
+                "host memory",
+                host,
+                "bytes",
+                "fitted",
+                "of the processor, for all ranks on one machine, without the cache",
+            ),
             ("cache", need.cache, "bytes", "arithmetic", "activations on disk"),
-            ("run folder", need.run_folder, "bytes", "arithmetic", "on disk, windows of activations among it"),
+            ("run folder", need.run_folder, "bytes", "arithmetic", "on disk, with windows of activations"),
             ("sent", one["sending"] * self.card.link, "bytes", "arithmetic", f"by a rank per {arm} step"),
-            ("sending", one["sending"], "s", "stated", f"that at {self.card.link / 1e9:,.0f} GB/s in one direction"),
-            ("computing", one["computing"], "s", "stated", "the step's parts at least"),
+            (
+                "sending",
+                one["sending"],
+                "s",
+                "stated",
+                f"time to send that at {self.card.link / 1e9:,.0f} GB/s in one direction",
+            ),
+            ("computing", one["computing"], "s", "stated", "least time to compute the step's parts"),
             ("step", (one["floor"], one["slow"]), "s", "stated", f"a {arm} step with its share of meta steps"),
             ("tokens", self.rates(arm), "tokens/s", "stated", f"in batches of {recipe.train.batch:,}"),
             ("harvest", harvest, "s", "stated", f"{sum(recipe.split_tokens.values()):,} tokens, {where}"),
             ("train", train, "s", "stated", f"{', '.join(recipe.arms)}; {len(recipe.seeds)} seeds of {steps:,} steps"),
-            ("run", run, "s", "stated", "harvest and training; measuring and the report come on top"),
+            ("run", run, "s", "stated", "harvest and training, without measuring and the report"),
         ]
         keys = ("value", "unit", "origin", "says")
         return {name: dict(zip(keys, facts, strict=True)) for name, *facts in rows if facts[0] != 0}
 
     @cached_property
     def others(self) -> dict[int, "GpuPlan"]:
-        """Numbers of GPUs that training would take, up to MOST -> the same plan on so many."""
+        """{number of GPUs: the same plan on so many}, for every number up to MOST that training accepts."""
         others = {}
         for count in range(1, max(MOST, self.gpus) + 1):
             with suppress(UserError):
@@ -225,12 +246,12 @@ class GpuPlan:
 
     @property
     def least(self) -> int | None:
-        """The fewest GPUs that hold it, None where none do."""
+        """The fewest GPUs that the recipe fits on; None if it fits on no number of them."""
         return next((count for count, other in self.others.items() if other.fits), None)
 
     @property
     def balance(self) -> int | None:
-        """The fewest GPUs with which sending takes longer than computing, None where none do."""
+        """The fewest GPUs with which sending takes longer than computing; None if there is no such number."""
         steps = ((count, other.step(self.arm)) for count, other in self.others.items())
         return next((count for count, step in steps if step["sending"] > step["computing"]), None)
 
@@ -240,20 +261,26 @@ class GpuPlan:
         run = self.figures.get("run", {}).get("value")
         share = self.harvest[0] / run[0] if run else 0.0
         notes = [
-            (least is None, f"no number of {name} holds what is not divided: the model, a batch, the meta SAE"),
-            (least not in (None, self.gpus), f"the fewest {name} that hold it: {least}"),
+            (
+                least is None,
+                f"no number of {name} is enough: the model, a batch and the meta SAE are not divided among GPUs",
+            ),
+            (least not in (None, self.gpus), f"it fits on {least} {name} or more"),
             (share > 0.5, f"the harvest takes {share:.0%} of the run's floor"),
-            (balance, f"from {balance} GPUs on sending takes longer than computing, so more of them help little"),
-            (self.gpus > together, f"beyond {together} GPUs a slower network joins machines, which is not counted"),
+            (balance, f"with {balance} GPUs or more, sending takes longer than computing, so further GPUs help little"),
+            (
+                self.gpus > together,
+                f"beyond {together} GPUs machines are joined by a slower network, which is not counted",
+            ),
             (
                 self.shape.flops is None,
-                "the harvest's time is not known, as this model shows its products only in a run",
+                "the harvest's time is not known, as the products of this model are known only in a run",
             ),
         ]
         return [note for holds, note in notes if holds]
 
     def as_dict(self) -> dict:
-        """Plain JSON."""
+        """The plan as plain JSON."""
         parts = parts_of(self.recipe, self.shape.d, self.arm, self.gpus)
         return {
             "fits": self.fits,
@@ -279,7 +306,7 @@ class GpuPlan:
 def plan(
     recipe: Any, gpus: int, gpu: str, overrides: dict[str, Any] | None = None, efficiency: float = EFFICIENCY
 ) -> GpuPlan:
-    """The plan of a recipe on `gpus` GPUs named `gpu`. A model that is known by name needs neither its weights nor the
+    """The plan for a recipe on `gpus` GPUs named `gpu`. A model in `presence.KNOWN` needs neither its weights nor the
     hub.
 
     Raises UserError for an unknown GPU or model, and for a number of GPUs that training would refuse.

@@ -1,4 +1,4 @@
-"""What this machine has: processor, memory, disk, GPUs. A container's memory limit (cgroups v1 and v2) counts."""
+"""What this machine has: processor, memory, disk, GPUs. A container's memory limit (cgroups v1 and v2) is respected."""
 
 import os
 import platform
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import psutil
 
-# A limit beyond this is none: cgroups v1 write "no limit" as a number near 2^63.
+# A limit beyond this means no limit: cgroups v1 write "no limit" as a number near 2^63.
 _ENDLESS = 1 << 60
-# Of a version of cgroups: its folder, the files with a group's limit and use, and the entry of what the kernel could
-# drop.
+# For a version of cgroups: its folder, the files with a group's limit and use, and the entry for memory that the kernel
+# could drop.
 _V1 = ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _V2 = ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
 
@@ -19,9 +19,9 @@ _V2 = ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
 def machine() -> dict:
     """This machine as it is now, as plain JSON. Imports torch.
 
-    cores: those this process may use. threads: torch's. bf16: whether the processor multiplies bf16 matrices itself.
-    memory, available: bytes, of all and of what a new process could have now. limited: whether a container's limit set
-    them. gpus: name, and the bytes of all memory and of what is free, of every CUDA device.
+    cores: that this process may use. threads: that torch uses. bf16: whether the processor has instructions for
+    products of bf16 matrices. memory, available: bytes in all, and bytes that a new process could have now. limited:
+    whether a container's limit set them. gpus: for every CUDA device its name, and the bytes of all and of free memory.
     """
     import torch
 
@@ -46,7 +46,9 @@ def machine() -> dict:
 
 
 def memory_of(root: Path = Path("/")) -> tuple[int, int, bool]:
-    """(bytes of memory, bytes available, whether a container's limit set them). root: where cgroups are looked for."""
+    """(bytes of memory, bytes available, whether a container's limit set them). root: where the file system with
+    cgroups is.
+    """
     system = psutil.virtual_memory()
     limits = [(limit, max(limit - used, 0)) for limit, used in _limits(root) if limit < system.total]
     if not limits:
@@ -55,12 +57,12 @@ def memory_of(root: Path = Path("/")) -> tuple[int, int, bool]:
 
 
 def free_disk(folder: Path) -> int:
-    """Free bytes where `folder` is, or would be made."""
+    """Free bytes on the disk where `folder` is or would be created."""
     return shutil.disk_usage(_existing(folder)).free
 
 
 def same_disk(one: Path, other: Path) -> bool:
-    """Whether two folders, which need not exist yet, take from the same free space."""
+    """Whether two folders, which need not exist yet, are on the same disk."""
     return _existing(one).stat().st_dev == _existing(other).stat().st_dev
 
 
@@ -70,9 +72,7 @@ def resident() -> int:
 
 
 def peak_resident() -> int:
-    """The most bytes of memory this process ever had, files that are mapped in included; outside Linux those it has
-    now.
-    """
+    """The most bytes of memory this process ever had, with mapped files; outside Linux the bytes it has now."""
     # getrusage gives a child at least what its parent had when it was started
     peak = re.search(r"VmHWM:\s+(\d+) kB", _text(Path("/proc/self/status")))
     return int(peak[1]) * 1024 if peak else resident()
@@ -91,7 +91,7 @@ def _limits(root: Path) -> list[tuple[int, int]]:
         if controllers and "memory" not in controllers.split(","):
             continue
         base, limit_file, used_file, droppable = _V1 if controllers else _V2
-        # inside a container the path may be that of the host, and the container's own group is the root of what it sees
+        # inside a container the path may be the host's, and the container's own group is the root that it sees
         inner = Path(path.lstrip("/"))
         for group in (root / base / inner, *(root / base / parent for parent in inner.parents)):
             limit, used = _text(group / limit_file).strip(), _text(group / used_file).strip()
@@ -107,7 +107,7 @@ def _cpu_name() -> str:
 
 
 def _text(path: Path) -> str:
-    """A file's text, empty where it cannot be read."""
+    """A file's text, empty if it cannot be read."""
     try:
         return path.read_text(errors="replace")
     except OSError:

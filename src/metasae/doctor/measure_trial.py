@@ -1,4 +1,6 @@
-"""A trial of measuring: a narrowed SAE on some tokens, timed part by part, and what that says of a whole run."""
+"""A trial of measuring: an SAE with fewer latents is measured on some tokens, and the time of a whole run is estimated
+from its parts.
+"""
 
 import time
 from collections import Counter
@@ -22,14 +24,16 @@ from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import ARMS, BASELINE
 from metasae.sae.sae import SAE
 
-# Latents whose side effects are tried, and windows of each.
+# Latents whose side effects are tried, and pairs of windows for each.
 STEERED, PAIRS = 4, 2
-# Measuring is tried on so many latents at most: much of it grows with their square.
+# Measuring is tried on at most this many latents, as much of it grows with their square.
 WIDTH = 2048
 
 
 class Clock(Progress):
-    """seconds: unit of work -> seconds of the tasks in it that have ended, without those inside others."""
+    """A `Progress` that shows nothing and times tasks. seconds: {unit of work: seconds of finished tasks}, without
+    tasks inside other tasks.
+    """
 
     def __init__(self):
         super().__init__(enabled=False)
@@ -47,13 +51,13 @@ class Clock(Progress):
 
 
 def try_measuring(sae: SAE, cache: ActivationCache | PlantedCache, wanted: Recipe, host: Host | None) -> dict:
-    """Gives an SAE without thresholds its own, then measures a narrowed one. Returns seconds of a whole run: calibrate,
-    of one SAE; reference, once; sae, of every SAE with weights of its own; steering, the side effects of one SAE's
+    """Calibrates an SAE, then measures it with fewer latents. Returns estimated seconds in a whole run: calibrate, for
+    one SAE; reference, once; sae, for every SAE with weights of its own; steering, for the side effects of one SAE's
     latents.
 
-    Rough: work reported in tokens grows with them, that of critics with their steps, all else but the reference with
-    the square of the latents. Spike-ins, senses, labelled sentences and what else is measured across SAEs are left out.
-    Raises UserError where the run's own measuring would.
+    The estimates are rough: work counted in tokens grows with tokens, that of critics with their steps, and all else
+    but the reference with the square of the latents. Spike-ins, senses, labelled sentences and measures that take two
+    SAEs are left out. Raises UserError if the run's own measuring would.
     """
     spec, split = wanted.measure, cache.split("calibration")
     start = time.perf_counter()
@@ -83,11 +87,11 @@ def try_measuring(sae: SAE, cache: ActivationCache | PlantedCache, wanted: Recip
 
 
 def _try_steering(sae: SAE, cache: ActivationCache | PlantedCache, wanted: Recipe, host: Host) -> float:
-    """Seconds of the side effects of `measure.side_effects` latents, from those of a few."""
+    """Estimated seconds of the side effects of `measure.side_effects` latents, from a few latents."""
     firings = fire(sae, cache.split("evaluation"))
     order = np.argsort(firings.counts())
     live = order[firings.counts()[order] > 0]
-    # neither so rare that there is no window to draw, nor so common that none is silent
+    # latents that are common enough to have windows, and rare enough to have silent ones
     some = live[len(live) // 2 :][:STEERED]
     start = time.perf_counter()
     side_effects(host, sae, firings, some, wanted.text.context, PAIRS)
@@ -96,7 +100,7 @@ def _try_steering(sae: SAE, cache: ActivationCache | PlantedCache, wanted: Recip
 
 
 def measure_seconds(trial: dict, wanted: Recipe) -> float:
-    """Of all measuring but calibration. Arms whose primary is the baseline's are measured once.
+    """Estimated seconds of all measuring but calibration. Arms with the baseline's primary SAE are measured once.
 
     Side effects are measured on both sides of every pair of an arm with solo.
     """

@@ -1,4 +1,4 @@
-"""What is known of a recipe's language model before its weights are loaded: whether it is here, how large, how wide."""
+"""A recipe's language model before its weights are loaded: whether it is on this machine, its size and its width."""
 
 import json
 import tempfile
@@ -22,8 +22,8 @@ from metasae.recipe.recipe import Model, Recipe
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
 _GEMMA2 = {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "head_dim": 256, "vocab_size": 256_000}
-# Configurations of the models that shipped recipes name, and of their sisters, from each one's public config.json: a
-# plan needs neither the hub nor the weights. What is not said here is the family's default in transformers.
+# Configurations of the models in shipped recipes and of related models, from their public config.json, so that a plan
+# needs neither the hub nor the weights. Other values are the family's defaults in transformers.
 KNOWN = {
     "openai-community/gpt2": _GPT2 | {"n_embd": 768, "n_layer": 12, "n_head": 12},
     "openai-community/gpt2-medium": _GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16},
@@ -70,11 +70,11 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Presence:
-    """place: the folder the model lies in, `hub cache`, `none needed`, or None where it is not here. problem: why a run
-    cannot have it, one line.
+    """Whether a model is on this machine. place: its folder, `hub cache`, `none needed`, or None if it is not here.
+    problem: one line on why a run cannot get it, None if it can.
 
-    d: width of the hooked tensor. bytes: of the weights as they will be loaded. vocabulary: tokens it chooses the next
-    one from, 0 for an encoder. All None where the configuration cannot be had.
+    d: width of the hooked tensor. bytes: of the weights as they will be loaded. vocabulary: number of tokens it can
+    predict, 0 for an encoder. All three are None if the configuration is not available.
     """
 
     source: str
@@ -87,11 +87,11 @@ class Presence:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model without its weights. d: width of the hooked tensor. numbers: of the weights. vocabulary: 0 for an
-    encoder.
+    """The sizes of a model, without its weights. d: width of the hooked tensor. numbers: number of weights. vocabulary:
+    number of tokens it can predict, 0 for an encoder.
 
-    flops: of matrix products per token of a full window, up to the last hook point; None where the model must run to
-    know them. source: where its configuration is from.
+    flops: of matrix products per token of a full window, up to the last hook point; None if only a run shows them.
+    source: where the configuration is from.
     """
 
     d: int
@@ -102,9 +102,9 @@ class Shape:
 
 
 def presence_of(wanted: Recipe, device: str = "cpu") -> Presence:
-    """Looks for the recipe's model and at its configuration.
+    """Looks for the recipe's model and reads its configuration.
 
-    Downloads nothing but that, and only where the model is not here but could be had.
+    Downloads only the configuration, and only if the model is not here but available on the hub.
     """
     if is_planted(wanted):
         try:
@@ -120,17 +120,17 @@ def presence_of(wanted: Recipe, device: str = "cpu") -> Presence:
         problem, facts = None, (shape.d, size, shape.vocabulary)
         unreachable = hub.unreachable() if place is None else ""
         if unreachable:
-            problem = f"the model '{model.source}' is not here and {unreachable}; set model.path to a folder"
+            problem = f"the model '{model.source}' is not on this machine and {unreachable}; set model.path to a folder"
     except UserError as error:
         problem = str(error)
     return Presence(model.source, place, problem, *facts)
 
 
 def shape_of(wanted: Recipe, tokens: int = 0) -> Shape:
-    """The shape of a recipe's model: from its folder, from what is known of it by name, or from the hub; or of a
-    planted world. tokens: of a window, in place of the recipe's.
+    """The shape of a recipe's model, from its folder, from KNOWN, or from the hub; or the shape of a planted world.
+    tokens: tokens of a window, instead of the recipe's.
 
-    Raises UserError where none of them has it, for an unknown hook point and for a wrong table `planted`.
+    Raises UserError if none of them has the configuration, for an unknown hook point and for a wrong table `planted`.
     """
     if is_planted(wanted):
         return Shape(PlantedCache(wanted.planted, {}).d, 0, 0, 0.0, "the planted world")
@@ -147,7 +147,7 @@ def shape_of(wanted: Recipe, tokens: int = 0) -> Shape:
             options = {"local_files_only": here or bool(unreachable), "trust_remote_code": model.trust_remote_code}
             with quiet(), tempfile.TemporaryDirectory() as passing:
                 if folder is None:
-                    # a configuration that is only looked at is not kept
+                    # a configuration that is only read now is not kept
                     kept = {} if options["local_files_only"] else {"cache_dir": passing}
                     options |= {"revision": model.revision or None, **kept}
                 config = transformers.AutoConfig.from_pretrained(str(folder or model.source), **options)
@@ -156,19 +156,21 @@ def shape_of(wanted: Recipe, tokens: int = 0) -> Shape:
     except UserError:
         raise
     except Exception as error:
-        # transformers and a model's own code raise errors of every kind
+        # transformers and a model's own code raise all kinds of errors
         raise loading.refusal(error, model, unreachable) from error
 
 
 def _shape(config, model: Model, points: Sequence[str], context: int, source: str) -> Shape:
-    """The shape of a model built without weights, its products at windows of `context` tokens. Raises as `shape_of`."""
+    """The shape of a model that is built without weights; its FLOPs are for windows of `context` tokens. Raises as
+    `shape_of`.
+    """
     import transformers
 
     causal = loading._is_causal(config)
     loader = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     with quiet(), torch.device("meta"):
         skeleton = loader.from_config(config, trust_remote_code=model.trust_remote_code)
-    # some releases of transformers leave this out where there is no storage
+    # some releases of transformers do not tie weights without storage
     skeleton.tie_weights()
     text_config = config.get_text_config()
     layers = getattr(text_config, "num_hidden_layers", None)
@@ -179,8 +181,8 @@ def _shape(config, model: Model, points: Sequence[str], context: int, source: st
     width = widths[0] or (text_config.hidden_size if points[0].startswith("blocks.") else None)
     if width is None:
         raise UserError(
-            f"the width at '{points[0]}' shows only when the model runs; "
-            "look at a point like blocks.1.hook_resid_pre in its place"
+            f"the width at '{points[0]}' is known only when the model runs; "
+            "use a point like blocks.1.hook_resid_pre instead"
         )
     numbers = sum(parameter.numel() for parameter in skeleton.parameters())
     vocabulary = text_config.vocab_size if causal else 0
@@ -189,9 +191,10 @@ def _shape(config, model: Model, points: Sequence[str], context: int, source: st
 
 @torch.no_grad()
 def _followed(skeleton: nn.Module, place: hooks.Place, tokens: int) -> tuple[int, float] | tuple[None, None]:
-    """(width of the hooked tensor, FLOPs of matrix products per token), from a pass of one window without numbers.
+    """(width of the hooked tensor, FLOPs of matrix products per token), from a pass of one window through a model
+    without weights.
 
-    None where that cannot be done, as the model looks at its numbers on the way.
+    (None, None) if that is impossible, as the model reads its own values on the way.
     """
 
     def stop(x) -> None:
@@ -200,7 +203,7 @@ def _followed(skeleton: nn.Module, place: hooks.Place, tokens: int) -> tuple[int
     counter = FlopCounterMode(display=False)
     try:
         with counter, hooks.hooked(place, stop):
-            # without a mask, whose numbers some models look at
+            # without a mask, as some models read its values
             skeleton.eval()(input_ids=torch.zeros(1, tokens, dtype=torch.long, device="meta"))
     except hooks.Reached as reached:
         return reached.args[0].shape[-1], counter.get_total_flops() / tokens
@@ -210,7 +213,7 @@ def _followed(skeleton: nn.Module, place: hooks.Place, tokens: int) -> tuple[int
 
 
 def _in_hub_cache(model: Model) -> bool:
-    """Whether all weight files of a hub model lie in the hub's local cache."""
+    """Whether all weight files of a hub model are in the hub's local cache."""
     from huggingface_hub import try_to_load_from_cache
 
     def cached(name: str) -> Path | None:

@@ -1,5 +1,5 @@
-"""The doctor: looks at the machine, the model and the recipe, tries a small piece of every stage, and says whether the
-run fits.
+"""The doctor's report: examines the machine, the model and the recipe, tries a small piece of every stage, and says
+whether the run fits.
 """
 
 import tempfile
@@ -29,19 +29,19 @@ from metasae.recipe.recipe import Recipe
 from metasae.sae.gradients import matmul_dtype
 from metasae.train.trainer import Trainer
 
-# A fit with less room than this share to spare is called tight.
+# A fit with less than this share of room to spare is called tight.
 TIGHT = 0.2
-# Libraries that a run loads later than the trials do (figures), and what a heap in pieces leaves unused.
+# Bytes for libraries that a run loads after the trials (figures), and for memory lost to fragmentation.
 LATER = 200 << 20
 
 
 @dataclass
 class Trials:
-    """What was measured; None or empty for what could not be. load: seconds for the model. process: bytes of the
-    program without it.
+    """The results of the trials; None or empty for what could not be tried. load: seconds to load the model. process:
+    bytes of the program without the model.
 
-    harvest, arms, measure: as of `try_harvest`, `try_arm` and `try_measuring`. cache: the folder of the run's
-    activations; cached: they are there already. problems: what would stop the run.
+    harvest, arms, measure: results of `try_harvest`, `try_arm` and `try_measuring`. cache: the folder of the run's
+    activations; cached: whether they exist already. problems: what would stop the run.
     """
 
     cache: Path
@@ -55,9 +55,9 @@ class Trials:
 
 
 def try_stages(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trials, progress: Progress) -> None:
-    """Fills `trials`.
+    """Tries each stage and fills `trials`.
 
-    A model that is not here leaves the harvest and the measuring untried; training is tried on made-up numbers.
+    If the model is not here, harvest and measuring are not tried; training is tried on random numbers.
     """
     with tempfile.TemporaryDirectory(prefix="metasae-doctor-") as name:
         folder, host, sample = Path(name), None, None
@@ -74,7 +74,7 @@ def try_stages(wanted: Recipe, out: Path, model: Presence, device: str, trials: 
             trials.problems.append(str(error))
         for arm in wanted.arms:
             progress.say(f"trying to train {arm}")
-            trainer = None  # two at once would take twice the memory
+            trainer = None  # drops the last trainer first, as two would take twice the memory
             trials.arms[arm], trainer, scale = _try_arm(wanted, arm, model.d, sample, device)
         if sample is not None:
             try:
@@ -85,7 +85,7 @@ def try_stages(wanted: Recipe, out: Path, model: Presence, device: str, trials: 
 
 
 def _load(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trials) -> Host:
-    """The model; notes whether its activations are there already."""
+    """Loads the model; notes in `trials` whether its activations exist already."""
     begin = time.perf_counter()
     host = Host.load(wanted.model, wanted.hook.point, device)
     key = fingerprint_of(identity(host, wanted.text, wanted.harvest))
@@ -100,7 +100,7 @@ def _load(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trial
 def _try_arm(
     wanted: Recipe, arm: str, d: int, sample: ActivationCache | PlantedCache | None, device: str
 ) -> tuple[dict, Trainer, float]:
-    """(the trial, the trainer after it, what its inputs were multiplied by)."""
+    """(the trial, the trainer after it, the scale of its inputs)."""
     batch = wanted.train.batch
     if sample is None:
         generator = torch.Generator().manual_seed(0)
@@ -114,20 +114,21 @@ def _try_arm(
 def examine(
     wanted: Recipe, folder: Path, device: str = "cpu", quick: bool = False, progress: Progress = SILENT
 ) -> dict:
-    """Says what a run would need and whether it fits, as plain JSON. Writes to a temporary folder only.
+    """Examines what a run would need and whether it fits; returns plain JSON. Writes to a temporary folder only.
 
-    needs: None where the model's width is not known. changes: settings with which the run would fit, None where none
-    would. problems: what stops the run besides sizes. stages: empty where nothing was tried; seconds over all seeds and
-    tokens per second, None where they are not known. quick: arithmetic alone; no model is loaded and nothing timed.
+    quick: calculate sizes only; no model is loaded and nothing is timed. In the result, needs: None if the model's
+    width is not known. changes: settings with which the run would fit, None if there are none. problems: what stops the
+    run besides sizes. stages: empty if nothing was tried; seconds over all seeds and tokens per second, None if not
+    known.
     """
     keep_freed_memory()
     here, own, begin = machine(), resident(), time.perf_counter()
     model = presence_of(wanted, device)
-    # the libraries that a look at the model brings in are as slow to come in a run
+    # a run needs the same time to import the libraries that read the model's configuration
     looking = time.perf_counter() - begin
     trials = Trials(Path(wanted.harvest.cache) if wanted.harvest.cache else folder.parent / "activations")
     gpu = here["gpus"][int(device.partition(":")[2] or 0)]["free"] if device != "cpu" else None
-    # this process will have given its memory back when the run begins
+    # this process's memory will be free when the run begins
     room = fit.disk_room(folder, trials.cache, here["available"] + own, gpu)
 
     def needs_of(some: Recipe) -> Needs:
@@ -142,7 +143,7 @@ def examine(
             try_stages(wanted, folder, model, device, trials, progress)
             room = fit.disk_room(folder, trials.cache, room.memory, room.gpu)
         needed = needs_of(wanted)
-        # what was measured takes the place of arithmetic, and of training the larger of the two counts
+        # measured values replace calculated ones; for training the larger of the two counts
         train = max(needed.train, *(trial["memory"] for trial in trials.arms.values()), 0)
         needed = replace(needed, train=train, forward=trials.harvest["memory"] if trials.harvest else needed.forward)
         short = fit.shortages(needed, room)
@@ -172,9 +173,10 @@ def examine(
 
 
 def _stages(wanted: Recipe, trials: Trials, looking: float, device: str) -> list[dict]:
-    """Empty where no trial was made. looking: seconds until the model's configuration was known.
+    """The stages with their estimated seconds; empty if nothing was tried. looking: seconds until the model's
+    configuration was known.
 
-    Arms that are trained side by side share the time of all of them by the lanes that there are.
+    For arms that are trained side by side, the time is divided by the number of lanes.
     """
     if not trials.arms:
         return []
@@ -195,7 +197,9 @@ def _stages(wanted: Recipe, trials: Trials, looking: float, device: str) -> list
 def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence, trials: Trials) -> list[str]:
     tokens, there, kind = wanted.train.tokens, wanted.split_tokens["train"], wanted.sae.architecture
     again = f"training reads each of the {there:,} cached tokens {tokens / there:.3g} times"
-    absent = f"the model is not here: {fit.size(model.bytes or 0)} will be downloaded; the harvest was not tried"
+    absent = (
+        f"the model is not on this machine: {fit.size(model.bytes or 0)} will be downloaded; the harvest was not tried"
+    )
     across = bool(wanted.measure.senses or wanted.measure.labels or wanted.measure.across)
 
     def tight(need: int, there: int | None) -> bool:
@@ -206,15 +210,18 @@ def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence
         (needed and tight(needed.gpu, room.gpu), "GPU memory is tight: the estimate is within a fifth"),
         (
             needed and room.memory and needed.memory <= room.memory < needed.memory + needed.cache,
-            "memory will not hold all activations, so training waits for the disk, and longer than any trial shows",
+            "memory cannot hold all activations, so training waits for the disk and takes longer than the trial shows",
         ),
         (model.place is None and not model.problem, absent),
-        (there < tokens, f"{again}, in a fresh order each time (harvest.tokens)"),
+        (there < tokens, f"{again}, in a new order each time (harvest.tokens)"),
         (
             trials.arms and kind_of(wanted.sae).own_threshold and not kind_of(wanted.sae).follows,
-            f"a {kind} SAE begins with half of its latents on; later it trains faster than in this trial",
+            f"a {kind} SAE begins with half of its latents active; later it trains faster than in this trial",
         ),
-        (trials.measure and across, "the time for tagged sentences and for what is measured across SAEs comes on top"),
-        (needed and not trials.arms, "nothing was tried: times are not known, and memory is arithmetic alone"),
+        (
+            trials.measure and across,
+            "the time for tagged sentences and for measures that take two SAEs is not included",
+        ),
+        (needed and not trials.arms, "nothing was tried: times are not known, and memory is only calculated"),
     ]
     return [note for holds, note in notes if holds] + notes_on(wanted)

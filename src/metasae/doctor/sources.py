@@ -1,4 +1,4 @@
-"""That what a run reads is here before it begins: its model's folder and its files of text."""
+"""Checks before a run that what it reads exists: its model's folder and its files of text."""
 
 from metasae.data.model.model_folder import check_model
 from metasae.data.text import text
@@ -7,10 +7,9 @@ from metasae.recipe.recipe import Recipe
 
 
 def check_sources(recipe: Recipe) -> None:
-    """Of a run that has not begun: that its model's folder and its files of text are there. A name on the hub is looked
-    up later.
+    """Checks that the folder of a recipe's model and its files of text exist. A name on the hub is looked up later.
 
-    Raises UserError where they are not.
+    Raises UserError if they do not.
     """
     if not recipe.reads_text:
         return

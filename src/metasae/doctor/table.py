@@ -11,7 +11,9 @@ Row = tuple[str, str, str]
 
 
 def print_report(report: dict, stderr: bool = False) -> None:
-    """Prints the report: what there is, what is needed, how long it takes, and the verdict in the last lines."""
+    """Prints the report: what the machine has, what the run needs, how long it takes, and the verdict in the last
+    lines.
+    """
     columns = Column(no_wrap=True), Column(justify="right", no_wrap=True), Column()
     table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=False)
     for part in (_machine(report), _needs(report), _times(report)):
@@ -25,22 +27,24 @@ def print_report(report: dict, stderr: bool = False) -> None:
 
 
 def print_plan(plan: GpuPlan) -> None:
-    """Prints a plan: figures with where each is from, other numbers of GPUs, notes, and the verdict last."""
+    """Prints a plan: its numbers with their origin, other numbers of GPUs, notes, and the verdict last."""
     facts, console, card = plan.as_dict(), Console(highlight=False, emoji=False), plan.card
     style = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "title_justify": "left"}
     figures = Table("", "", "from", "", title=f"{plan.gpus} x {card.name}", **style)
     for name, figure in facts["figures"].items():
         figures.add_row(name, shown(figure["value"], figure["unit"]), figure["origin"], figure["says"])
-    scaling = Table("GPUs", "first rank", "fits", f"{plan.arm} step", "tokens/s", title="on so many GPUs", **style)
+    scaling = Table(
+        "GPUs", "first rank", "fits", f"{plan.arm} step", "tokens/s", title="on other numbers of GPUs", **style
+    )
     for row in facts["scaling"]:
         step, rates = shown((row["floor"], row["slow"]), "s"), shown(row["tokens"], "tokens/s")
         scaling.add_row(str(row["gpus"]), size(row["first_rank"]), "yes" if row["fits"] else "no", step, rates)
     console.print(figures, scaling)
-    slow = f"{plan.efficiency:g} of those rates, every gathered row from memory"
+    slow = f"{plan.efficiency:g} of those rates, with every gathered row read from memory"
     there = f"{size(plan.needs.gpu)} and {size(RESERVE)} in reserve, of the {size(card.memory)} of one {card.name}"
     lines = [
         *(f"Note: {note}." for note in facts["notes"]),
-        f"Times run from the floor at the datasheet's rates to a slow end: {slow}. "
+        f"Times go from the least time at the datasheet's rates to the slowest: {slow}. "
         "Nothing was measured; kernel launches are not counted.",
         f"{'It fits' if plan.fits else 'It does not fit'}: {there}.",
     ]
@@ -60,7 +64,7 @@ def duration(seconds: float | None) -> str:
 
 
 def shown(value: float | tuple[float, float] | None, unit: str) -> str:
-    """A figure's value in words: `least to most` where it is a pair that differs."""
+    """A number in words; a pair of different numbers as `least to most`."""
     if value is None:
         return "not known"
     words = [_in_words(number, unit) for number in (value if isinstance(value, tuple) else (value,))]
@@ -88,7 +92,7 @@ def _machine(report: dict) -> list[Row]:
         rows.append(("", size(room["run"]), "for the run"))
     width = f"; d = {model['d']}" if model["d"] else ""
     weights = size(model["bytes"]) if model["bytes"] else "-"
-    return [*rows, ("model", weights, f"{model['place'] or 'not here'}{width}")]
+    return [*rows, ("model", weights, f"{model['place'] or 'not on this machine'}{width}")]
 
 
 def _needs(report: dict) -> list[Row]:
@@ -96,7 +100,7 @@ def _needs(report: dict) -> list[Row]:
     if needs is None:
         return []
     sizes = {name: size(count) for name, count in needs.items()}
-    there = " (there already)" if report["cached"] else ""
+    there = " (exists already)" if report["cached"] else ""
     training = f"the larger of train {sizes['train']} and measure {sizes['measure']}"
     program = f"program {sizes['process']}"
     if needs["on_gpu"]:
@@ -106,7 +110,7 @@ def _needs(report: dict) -> list[Row]:
         memory = f"{program}, model {sizes['model']}, harvest {harvest}, {training}"
     on_gpu = f"model {sizes['model']}, the larger of a batch {sizes['forward']} and training {sizes['train']}"
     rows = [
-        ("activations", "cache", f"on disk{there}; mapped into memory where there is room"),
+        ("activations", "cache", f"on disk{there}; mapped into memory if there is room"),
         ("run folder", "run_folder", f"on disk; an SAE {sizes['sae']}, a checkpoint {sizes['checkpoint']}"),
         ("peak memory", "memory", memory),
         ("peak GPU memory", "gpu", on_gpu),
@@ -122,7 +126,7 @@ def _times(report: dict) -> list[Row]:
         for stage in report["stages"]
     ]
     arms, seeds = len(report["trials"]["arms"]), report["seeds"]
-    runs = f"{arms} arms, {seeds} seed{'s' * (seeds > 1)}, besides some seconds to start and to report"
+    runs = f"{arms} arms, {seeds} seed{'s' * (seeds > 1)}, without the seconds to start and to report"
     return [*rows[:-1], (*rows[-1][:2], "rough"), ("in all", duration(report["seconds"]), runs)]
 
 
@@ -138,5 +142,5 @@ def _verdict(report: dict) -> list[str]:
         if any(short.resource in ("disk", "disk of the cache") for short in shortages):
             lines.append("Or set harvest.cache to a folder on a larger disk.")
     elif shortages:
-        lines.append("No setting of this recipe would make it fit; it takes a larger machine or a smaller model.")
+        lines.append("No setting of this recipe makes it fit; use a larger machine or a smaller model.")
     return lines

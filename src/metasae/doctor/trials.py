@@ -1,4 +1,6 @@
-"""Trials of the harvest and of training an arm: a small piece of each, timed; measuring has `measure_trial.py`."""
+"""Timed trials of the harvest and of training an arm, on a small piece of each. `measure_trial.py` has the trial of
+measuring.
+"""
 
 import time
 from collections.abc import Callable
@@ -23,29 +25,29 @@ from metasae.recipe.recipe import Harvest, Recipe, Text
 from metasae.train.loop import LOG_EVERY
 from metasae.train.trainer import Trainer
 
-# Text to look at. Documents are needed in some number, since each belongs to one split.
+# The least text to read. Several documents are needed, as each belongs to one split.
 CHARACTERS, DOCUMENTS = 400_000, 40
-# Batches to run, and the seconds after which fewer or smaller ones are enough.
+# Batches to harvest, and the seconds after which fewer or smaller batches are enough.
 BATCHES, SECONDS = 6, 8.0
-# Tokens for calibrating and measuring, and bytes on the disk, at most.
+# The most tokens for calibrating and measuring, and the most bytes on the disk.
 HELD_OUT, CACHE_BYTES = 8192, 128 << 20
-# Tokens of each split of a planted world.
+# The most tokens of each split of a planted world.
 PLANTED = 65_536
-# Primary steps that are timed, after some that are not, in blocks that a phase of meta steps follows.
+# Primary steps that are timed, untimed steps before them, and steps in a block, which is followed by meta steps.
 STEPS, WARM_UP, BLOCK = 20, 3, 5
-# Short steps are timed for so many seconds, long ones no longer than so many; one block is always finished.
+# Steps are timed for at least and at most this many seconds; one block is always finished.
 LEAST_SECONDS, MOST_SECONDS = 1.0, 8.0
 
 
 def now(device: torch.device) -> float:
-    """Seconds of a clock, once the device has done what it was given."""
+    """The time in seconds, after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def in_use(device: torch.device) -> int:
-    """Bytes in use on the device, to be given to `grown` later."""
+    """Bytes in use on the device, for a later call of `grown`."""
     if device.type != "cuda":
         return resident()
     torch.cuda.reset_peak_memory_stats(device)
@@ -53,24 +55,23 @@ def in_use(device: torch.device) -> int:
 
 
 def grown(device: torch.device, before: int) -> int:
-    """Bytes by which the device's peak has grown since. On a CPU those by which the process has, as it keeps what it
-    freed (`metasae.device.keep_freed_memory`).
+    """The bytes by which the device's peak has grown since. On a CPU those by which the process has, as it keeps what
+    it freed (`metasae.device.keep_freed_memory`).
     """
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident()
     return max(peak - before, 0)
 
 
 def try_harvest(host: Host, wanted: Recipe, folder: Path) -> tuple[dict, ActivationCache]:
-    """Harvests some of the recipe's text into `folder`; (its times, the cache).
+    """Harvests some of the recipe's text into `folder`; returns (its times, the cache).
 
-    Times in seconds: first, until the first document is there; text, per token that is read; forward, per token that is
-    harvested: cut, in the model and written. n_tokens: on which forward was timed. memory: bytes that one full batch
-    takes on the device.
-    Raises UserError where the run's own harvest would.
+    Times in seconds: first, until the first document; text, per token that is read; forward, per token that is
+    harvested (tokenised, read by the model and written). n_tokens: tokens on which forward was timed. memory: bytes
+    that one full batch takes on the device. Raises UserError if the run's own harvest would.
     """
     if host.max_context and wanted.text.context > host.max_context:
         raise UserError(
-            f"text.context = {wanted.text.context} is more than the model holds; "
+            f"text.context = {wanted.text.context} is more than the model reads; "
             f"set text.context={host.max_context} or less"
         )
     documents, first, reading = _some_text(wanted.text)
@@ -90,8 +91,8 @@ def try_harvest(host: Host, wanted: Recipe, folder: Path) -> tuple[dict, Activat
 
 
 def try_planting(wanted: Recipe) -> tuple[dict, PlantedCache]:
-    """Draws some tokens of a planted world; (times as of `try_harvest`, the sample). Raises UserError for an impossible
-    world.
+    """Draws some tokens of a planted world; returns (times as of `try_harvest`, the sample). Raises UserError for an
+    impossible world.
     """
     tokens = {split: min(count, PLANTED) for split, count in wanted.split_tokens.items()}
     start = time.perf_counter()
@@ -104,8 +105,8 @@ def try_planting(wanted: Recipe) -> tuple[dict, PlantedCache]:
 
 
 def harvest_seconds(trial: dict, wanted: Recipe) -> float:
-    """Of the whole harvest. The source is read until the split that fills last is full, past documents of full
-    splits.
+    """Estimated seconds of the whole harvest. The source is read until the last split is full; documents of splits that
+    are full already are read and skipped.
     """
     tokens, text = wanted.split_tokens, wanted.text
     shares = {"calibration": text.calibration_share, "evaluation": text.evaluation_share}
@@ -115,7 +116,7 @@ def harvest_seconds(trial: dict, wanted: Recipe) -> float:
 
 
 def _some_text(text: Text) -> tuple[list[Document], float, float]:
-    """(documents, seconds until the first, seconds for the rest). Raises UserError where there is no text."""
+    """(documents, seconds until the first, seconds for the rest). Raises UserError if there is no text."""
     start = time.perf_counter()
     documents, length, first = [], 0, start
     for document in texts.documents(text):
@@ -132,7 +133,9 @@ def _some_text(text: Text) -> tuple[list[Document], float, float]:
 def _sample(
     host: Host, wanted: Recipe, documents: list[Document], tokens: list
 ) -> tuple[Harvest, Text, dict[str, int]]:
-    """What takes about SECONDS to harvest: (settings, the text with larger held-out shares, tokens of each split)."""
+    """A sample that takes about SECONDS to harvest: (settings, the text with larger held-out shares, tokens of each
+    split).
+    """
     text = wanted.text.model_copy(update={"calibration_share": 0.25, "evaluation_share": 0.25})
     there = dict.fromkeys(texts.SPLITS, 0)
     for document, ids in zip(documents, tokens, strict=True):
@@ -154,7 +157,7 @@ def _sample(
 
 
 def _rate(host: Host, wanted: Recipe) -> float:
-    """Tokens per second of the model on some windows of one token over and over, after a first pass."""
+    """Tokens per second of the model after a first pass, on windows that repeat one token."""
     rows = max(wanted.harvest.batch_tokens // 8 // wanted.text.context, 1)
     ids = torch.zeros(rows, wanted.text.context, dtype=torch.long)
     host.activations(ids[:1], torch.ones_like(ids[:1]))
@@ -166,12 +169,13 @@ def _rate(host: Host, wanted: Recipe) -> float:
 def try_arm(
     wanted: Recipe, arm: str, next_batch: Callable[[], Tensor], b_dec_D: Tensor, device: str = "cpu"
 ) -> tuple[dict, Trainer]:
-    """Times steps from the middle of the arm's run, after k has come down and with its penalties; the first steps are
-    left out. (the trial, the trainer after it).
+    """Times steps from the middle of an arm's training, after k has fallen and with its penalties, without the first
+    steps; returns (the trial, the trainer after it).
 
-    In seconds: start, to make the trainer; step, a primary step with its batch and its share of penalties, the mean;
-    meta, a meta step or None, the median of the phases; seconds, of all steps of a run. n_primary, n_meta: steps of a
-    whole run. n_steps: primary steps timed. memory: bytes that training took on the device.
+    In seconds: start, to make the trainer; step, the mean of a primary step with its batch and its share of penalties;
+    meta, the median of a meta step, None without a meta SAE; seconds, estimated for all steps of a run. n_primary,
+    n_meta: steps of a whole run. n_steps: primary steps that were timed. memory: bytes that training took on the
+    device.
     """
     with cores_for(wanted, device):
         on, train = torch.device(device), wanted.train
@@ -208,7 +212,7 @@ def try_arm(
 
 
 def _meta_phase(trainer: Trainer, steps: int) -> float:
-    """Seconds per meta step; the first also puts the decoder rows in order for the others. 0 without a meta SAE."""
+    """Seconds per meta step; the first step also prepares the decoder rows for the others. 0 without a meta SAE."""
     start = now(trainer.device)
     for _ in range(steps if trainer.meta else 0):
         trainer.meta_step()

@@ -1,4 +1,4 @@
-"""Error of a mean over seeds, all judged on the same text: seeds x document blocks as crossed random effects.
+"""Error of a mean over seeds that are all measured on the same text: seeds x document blocks as crossed random effects.
 
     x_sb = mu + seed_s + block_b + both_sb,    Var(mean x) = V_seed / S + V_block / B + V_both / (S B)
 
@@ -20,16 +20,17 @@ distribution of chi^2_1 is concave), and it is never narrower than the interval 
 degrees of freedom are not used: with two seeds they cover 89% when a tenth of the variance is text, because adding text
 makes that interval narrower.
 
-A number that takes two SAEs belongs to two seeds: in a ring of seeds every number shares one with each of its
-neighbours, so the S numbers are not independent. `seeds` is then the jackknife over seeds, where a seed is left out
-with every number that it is in:
+A number that takes two SAEs belongs to two seeds. If each seed is paired with the next, every number shares a seed with
+two others, so the S numbers are not independent. `seeds` is then the jackknife over seeds, in which a seed is left out
+together with every number that it is part of:
 
     seeds  = (U - 1) / U  sum_u (x(-u) - mean)^2                of U seeds
 
-which is the first formula above where each number has its own seed. For numbers h_i + h_j of independent h it is right
-in the mean for all pairs (Arvesen 1969, Ann. Math. Statist. 40:2076); where some of the variance belongs to the pair it
-is too large rather than too small (Efron and Stein 1981, Ann. Statist. 9:586). In a simulated ring of 3 to 10 seeds it
-covers 93 to 96% where all belongs to the seed and 97 to 99% where none does; as if independent: 79 to 84% and 95%.
+which equals the first formula above if each number has its own seed. For numbers h_i + h_j of independent h it is
+unbiased over all pairs (Arvesen 1969, Ann. Math. Statist. 40:2076); if some of the variance belongs to the pair it is
+too large rather than too small (Efron and Stein 1981, Ann. Statist. 9:586). In a simulated ring of 3 to 10 seeds the
+interval covers 93 to 96% if all variance belongs to the seeds and 97 to 99% if none does. Treating the numbers as
+independent covers 79 to 84% and 95%.
 """
 
 import math
@@ -65,10 +66,9 @@ class Covariance:
         )
 
     def p_value(self, distance: float) -> float:
-        """The p at which the interval of level 1 - p just reaches `distance`, so p < 0.05 where the 95% interval leaves
-        out 0.
+        """The p at which the interval of level 1 - p just reaches `distance`: p < 0.05 if the 95% interval excludes 0.
 
-        1 at no distance; 0 at a distance without any variance.
+        1 for a distance of 0; 0 for another distance without any variance.
         """
         from scipy.optimize import brentq
 
@@ -83,15 +83,15 @@ class Covariance:
         def surplus(log_p: float) -> float:
             return self.half_width(math.exp(log_p)) / abs(distance) - 1
 
-        # just below its lower bound the surplus is positive for certain, in spite of rounding
+        # just below the lower bound of p the surplus is positive even after rounding
         return math.exp(brentq(surplus, math.log(low) - 1e-3, 0.0, xtol=1e-12))
 
 
 def over_shared_seeds(full: np.ndarray, members: np.ndarray) -> Covariance:
-    """The same where numbers share seeds. full: [k, S]; members: bool [S, U], whether number s is of seed u.
+    """`covariance` for numbers that share seeds. full: float64 [k, S]; members: bool [S, U], whether number s takes
+    seed u.
 
-    Every seed must leave a number when it is left out. n_seeds: no more degrees of freedom than there are numbers or
-    seeds.
+    When a seed is left out, at least one number must remain. n_seeds is the smaller of the numbers of values and seeds.
     """
     kept = ~members
     left = full @ kept / kept.sum(axis=0)
@@ -102,7 +102,8 @@ def over_shared_seeds(full: np.ndarray, members: np.ndarray) -> Covariance:
 
 
 def covariance(full: np.ndarray, without: np.ndarray | None = None) -> Covariance:
-    """full: k quantities on the whole text, float64 [k, S]; without: the same with one block left out, [k, S, B].
+    """The covariance of the means of k quantities over seeds. full: their values on the whole text, float64 [k, S];
+    without: the same with one block left out, [k, S, B], None if there are no blocks.
 
     S and B >= 2.
     """
@@ -120,7 +121,7 @@ def covariance(full: np.ndarray, without: np.ndarray | None = None) -> Covarianc
 
 
 def jackknife(without: np.ndarray) -> np.ndarray:
-    """Delete-a-group jackknife covariance [k, k] of the means over seeds, over the text alone.
+    """Delete-a-group jackknife covariance [k, k] of the means over seeds, for the error of the text alone.
 
     without: [k, S, B], B >= 2.
     """
@@ -130,14 +131,16 @@ def jackknife(without: np.ndarray) -> np.ndarray:
 
 
 def ratio_interval(top: float, bottom: float, spread: Covariance) -> tuple[float, float] | None:
-    """Fieller's interval of top / bottom, the means of quantities 0 and 1 of `spread`; None where it has no end.
+    """Fieller's interval of top / bottom, the means of quantities 0 and 1 of `spread`; None if it is unbounded.
 
-    It holds every ratio r whose top - r bottom has 0 in its interval. So it speaks of 0 as the interval of
-    `top` does, and it has no end when that of `bottom` holds 0. Source: Fieller 1954, JRSS B 16:175.
+    It contains every ratio r for which the interval of top - r bottom includes 0. So it includes 0 exactly if the
+    interval of `top` does, and it is unbounded if the interval of `bottom` includes 0. Source: Fieller 1954, JRSS B
+    16:175.
     """
     seeds = _squared_t(ALPHA, spread.n_seeds) * spread.seeds
     documents = _squared_t(ALPHA, spread.n_blocks) * (spread.blocks - spread.both)
-    # documents of top - r bottom count as max(0, .), so the set is the union of the one without and the one with them
+    # the documents' variance of top - r bottom counts as max(0, .), so the interval is the union of the one without it
+    # and the one with it
     ends: list[float] = []
     for allowed in (seeds, seeds + documents):
         (tops, crosses), (_, bottoms) = allowed.tolist()
@@ -160,8 +163,9 @@ def t_half_width(variance: float, n: int, p: float = ALPHA) -> float:
 
 
 def _squared_t(p: float, n: int) -> float:
-    """Square of the two-sided t quantile that n units (n - 1 degrees of freedom) leave a probability p beyond; 0
-    without units."""
+    """Square of the two-sided t quantile of n units (n - 1 degrees of freedom) for a tail probability of p; 0 without
+    units.
+    """
     from scipy.special import stdtrit
 
     return float(stdtrit(n - 1, p / 2)) ** 2 if n else 0.0

@@ -1,4 +1,4 @@
-"""What is known of a mean over seeds, and of a difference between two: numbers with their errors, and as JSON."""
+"""Estimates with their errors: a mean over seeds, and a paired difference of two arms."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What is known of a mean over seeds.
+    """A mean over seeds with its errors.
 
-    ci95: interval over seeds x document blocks, over seeds alone where n_blocks is 0; None with one seed, or one pair
-    of seeds.
-    n_seeds: numbers, one for each seed. documents_ci95: over the text alone, for these very SAEs; no evidence about
-    other seeds.
+    ci95: interval over seeds x document blocks, over seeds alone if n_blocks is 0; None with one seed, or one pair of
+    seeds.
+    n_seeds: numbers, one for each seed. documents_ci95: over the text alone, for exactly these SAEs; it says nothing
+    about other seeds.
     se_seeds, se_documents: standard errors of the two parts of ci95 (with one seed se_documents is that of
-    documents_ci95); se_documents is None without blocks. se_critics, n_critics: where critics take the place of the
-    blocks, the standard error of their part of ci95, and how many they are. note: why something is missing, or "".
+    documents_ci95); se_documents is None without blocks. se_critics, n_critics: for measures by critics, which take the
+    place of blocks, the standard error of their part of ci95, and their number. note: why something is missing, or "".
     """
 
     ci95: Interval | None = None
@@ -33,11 +33,11 @@ class Estimate:
 class Difference(Estimate):
     """a - b over paired seeds.
 
-    a, b: means over the seeds that both arms have. percent: 100 (a - b) / |b|, so its sign is that of the difference;
-    None when b is 0 or its own interval holds 0. percent_ci95: Fieller's interval of the percentage, with b's own error
-    in it, so it may be lopsided. p: of no difference, below .05 where ci95 leaves out 0; p_holm: adjusted within a
-    family (`metasae.intervals.families`). smallest: the least |difference| that could be clear in that family, at this
-    spread. values: per seed (seed, a, b).
+    a, b: means over the seeds that both arms have. percent: 100 (a - b) / |b|, with the sign of the difference; None if
+    b is 0 or its own interval includes 0. percent_ci95: Fieller's interval of the percentage, which contains b's own
+    error and may be asymmetric. p: the p-value of no difference, below .05 if ci95 excludes 0; p_holm: adjusted within
+    a family (`metasae.intervals.families`). smallest: the least |difference| that would be clear in that family at this
+    spread. values: (seed, a, b) for each seed.
     """
 
     a: float | None = None
@@ -75,7 +75,7 @@ class Difference(Estimate):
 
 @dataclass(frozen=True, kw_only=True)
 class Mean(Estimate):
-    """One arm's own value."""
+    """The mean of one arm."""
 
     mean: float | None = None
 

@@ -1,8 +1,8 @@
-"""Several measures ask one question, so their p-values are adjusted together: Holm's step-down over a family.
+"""Holm's step-down adjustment of p-values, for several measures that answer one question (a family).
 
 p_holm of the i-th smallest of m p-values = max over j <= i of min(1, (m - j + 1) p_j). Calling everything with p_holm
 <= level different errs anywhere in the family with probability at most `level`, however the measures depend on each
-other (Holm 1979, Scand. J. Statist. 6:65). A family holds all rows of a pair that are put into words; it is fixed
+other (Holm 1979, Scand. J. Statist. 6:65). A family is all rows of a pair of arms that are put into words; it is fixed
 before the numbers are seen.
 """
 
@@ -15,9 +15,9 @@ from metasae.intervals.statistics import Difference
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """p_values: name -> p, one family -> name -> p_holm, in the same order.
+    """Adjusts one family. p_values: {name: p}; returns {name: p_holm} in the same order.
 
-    None where there is no p-value; it does not count in the family then.
+    p_holm is None if there is no p-value; the test then does not count in the family.
     """
     ranked = sorted((p, name) for name, p in p_values.items() if p is not None)
     adjusted, largest = dict.fromkeys(p_values), 0.0
@@ -28,9 +28,9 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def adjust(differences: Mapping[str, Difference], families: Mapping[str, str | None]) -> dict[str, Difference]:
-    """The differences with `p_holm` filled in, each family for itself.
+    """The differences with `p_holm` and `smallest` filled in, family by family.
 
-    families: name -> family, None or absent for no family.
+    families: {name: family}; None or absent for no family.
     """
     adjusted = dict(differences)
     for family in {family for family in families.values() if family is not None}:
@@ -44,7 +44,9 @@ def adjust(differences: Mapping[str, Difference], families: Mapping[str, str | N
 
 
 def _half_width(difference: Difference, p: float) -> float:
-    """Half the width of its interval of level 1 - p: with p = .05 / m, what the first of m tests asks for."""
+    """Half the width of a difference's interval of level 1 - p. With p = .05 / m it is the difference that the first of
+    m tests requires.
+    """
     parts = (
         (difference.se_seeds, difference.n_seeds),
         (difference.se_documents, difference.n_blocks),

@@ -2,13 +2,13 @@
 
 The unit is a trained SAE (a seed), never a pair of latents or a token.
 
-Arms are paired: they share initialisation and batches, so each seed gives one difference. All seeds are judged on the
+Arms are paired: they share initialisation and batches, so each seed gives one difference. All seeds are measured on the
 same text, so an interval has two parts, seeds and text (`metasae.intervals.crossed`). The text's part needs the values
 with one block of documents left out (`metasae.measures.firing.firings`); a measure of the weights alone has none, and
 its interval is Student's t over seeds. A measure by critics (`metasae.measures.rows.critic`) is one of the weights, but
-all SAEs are judged by critics of the same few seeds, as they are on the same few documents. So the critics take the
-place of the blocks: values with one critic left out, and the critics' own part in the interval. A number that takes two
-seeds' SAEs is given with both, `between`, as numbers that share a seed are not independent.
+all SAEs are measured by critics of the same few seeds. So critics take the place of blocks: there are values with one
+critic left out, and the interval has a part for critics. For a number that takes SAEs of two seeds, `between` gives
+both, as numbers that share a seed are not independent.
 """
 
 import math
@@ -31,9 +31,9 @@ from metasae.intervals.shares import at_least_binomial
 
 Values = Mapping[int, float | None]
 Blocks = Mapping[int, Sequence[float | None] | None]
-# seed -> the seeds whose SAEs its number takes; None where that is not known
+# {seed: the seeds whose SAEs its number takes}; None if that is not known
 Between = Mapping[int, Collection[int] | None]
-# What is left out in turn.
+# The units that are left out in turn.
 Source = Literal["documents", "critics"]
 
 
@@ -46,17 +46,17 @@ def paired_difference(
     blocks_of: Source = "documents",
     shares_of: tuple[Values, Values] | None = None,
 ) -> Difference:
-    """a, b: seed -> value on the whole text.
+    """The difference a - b over the seeds that both arms have. a, b: {seed: value on the whole text}.
 
-    a_blocks, b_blocks: seed -> the B values with one document block left out each.
+    a_blocks, b_blocks: {seed: the B values with one document block left out each}.
 
-    Only seeds with a finite number on both sides count; the others are named in the note. Where blocks are missing for
-    a seed, or hold something that is no number, the interval is over seeds alone and the note says so. between: for
-    numbers that take several seeds, all those that either side's takes; None: each is of its own seed. Where leaving
-    out one seed leaves no number there is no interval. blocks_of "critics": a_blocks, b_blocks are the values with one
-    critic left out each. shares_of: where a and b are shares of things that are counted, how many these are for each
-    seed (`metasae.intervals.shares`). Raises ValueError when only one arm has blocks, their number differs between arms
-    or seeds, or there are blocks and `between`.
+    Only seeds with a finite number on both sides count; the note names the others. If a seed lacks blocks, or they hold
+    something that is not a number, the interval is over seeds alone and the note says so. between: for numbers that
+    take several seeds, all seeds that either side takes; None: each number takes its own seed. If leaving out one seed
+    leaves no number, there is no interval. blocks_of "critics": a_blocks, b_blocks are the values with one critic left
+    out each. shares_of: if a and b are shares of counted things, the number of these for each seed
+    (`metasae.intervals.shares`). Raises ValueError if only one arm has blocks, their number differs between arms or
+    seeds, or both blocks and `between` are given.
     """
     if (a_blocks is None) != (b_blocks is None):
         raise ValueError("blocks must be given for both arms or for neither")
@@ -67,7 +67,7 @@ def paired_difference(
     without, trouble = _left_out(seeds, blocks_of, a_blocks, b_blocks)
     members, unknown = _members(seeds, between, without)
     trouble += unknown
-    # differences are formed within a seed before anything is summed: arms may agree in all but the last digits
+    # differences are taken within a seed before anything is summed, as arms may agree in all but the last digits
     full = np.stack([full_a - full_b, full_b])
     if without is not None:
         without = np.stack([without[0] - without[1], without[1]])
@@ -79,7 +79,7 @@ def paired_difference(
         trouble.append("the same difference in every seed, so the interval has no width")
     percent, percent_ci95 = _percent(full, spread)
     if percent is None and mean_b:
-        trouble.append("no percentage, as the baseline is not told apart from 0")
+        trouble.append("no percentage, as the baseline's interval includes 0")
     return Difference(
         a=float(full_a.mean()),
         b=mean_b,
@@ -97,9 +97,9 @@ def paired_difference(
 def mean_interval(
     values: Values, blocks: Blocks | None = None, between: Between | None = None, blocks_of: Source = "documents"
 ) -> Mean:
-    """Mean of one arm over its seeds.
+    """The mean of one arm over its seeds.
 
-    values, blocks, between, blocks_of: as one arm's in `paired_difference`, which see for errors and notes.
+    values, blocks, between, blocks_of: as for one arm of `paired_difference`, which also describes errors and notes.
     """
     seeds, notes = _usable(values, between=between)
     if not seeds:
@@ -113,8 +113,8 @@ def mean_interval(
 
 
 def is_clear(entry: Mapping) -> bool:
-    """Whether a difference is established: its interval leaves out 0, and where its family was adjusted by Holm it
-    survives that.
+    """Whether a difference is clear: its interval excludes 0 and, if its family was adjusted by Holm, p_holm is at most
+    ALPHA.
 
     entry: `Difference.as_dict()`, or the same read from compare.json.
     """
@@ -123,13 +123,13 @@ def is_clear(entry: Mapping) -> bool:
 
 
 def leaves_out_zero(entry: Mapping) -> bool:
-    """Whether a difference has an interval and it leaves out 0, whatever else was tested beside it."""
+    """Whether a difference has an interval that excludes 0, without correction for other tests."""
     interval = entry["ci95"]
     return interval is not None and not interval[0] <= 0 <= interval[1]
 
 
 def _usable(*arms: Values, between: Between | None = None) -> tuple[list[int], list[str]]:
-    """(seeds with a finite number in every arm, rising; notes on the rest)."""
+    """(seeds with a finite number in every arm, in rising order; notes on the rest)."""
     every = sorted(set().union(*arms))
     present = [seed for seed in every if all(arm.get(seed) is not None for arm in arms)]
     usable = [seed for seed in present if all(math.isfinite(arm[seed]) for arm in arms)]
@@ -137,7 +137,7 @@ def _usable(*arms: Values, between: Between | None = None) -> tuple[list[int], l
     notes = [] if len(usable) != 1 else ["1 pair of seeds, no interval" if len(both) > 1 else "1 seed, no interval"]
     missing, broken = sorted(set(every) - set(present)), sorted(set(present) - set(usable))
     if set(missing) <= set(both):
-        # of two seeds the second has no number of its own
+        # with two seeds the second has no number of its own
         missing = []
     if missing:
         notes.append(f"no {'pair' if len(arms) > 1 else 'value'} for seed {_listed(missing)}")
@@ -169,11 +169,12 @@ def _left_out(seeds: list[int], of: Source, *arms: Blocks | None) -> tuple[np.nd
 def _members(
     seeds: list[int], between: Between | None, without: np.ndarray | None
 ) -> tuple[np.ndarray | None, list[str]]:
-    """(of which seeds each number is, bool [S, U], None where each is of its own; notes on why there is no
-    interval)."""
+    """(the seeds that each number takes, bool [S, U], None if each takes its own; notes on why there is no
+    interval).
+    """
     of = {seed: {seed} for seed in seeds} if between is None else {seed: between.get(seed) for seed in seeds}
     if None in of.values():
-        unknown = "no interval, as it is not kept between which seeds this was found"
+        unknown = "no interval, as it is not recorded which seeds each number takes"
         return np.ones((len(seeds), 1), bool), [unknown] if len(seeds) > 1 else []
     if all(set(takes) == {seed} for seed, takes in of.items()):
         return None, []
@@ -188,17 +189,17 @@ def _members(
 
 
 def _covariance(full: np.ndarray, without: np.ndarray | None, members: np.ndarray | None) -> Covariance | None:
-    """Over seeds; None with one seed, and where one seed is in every number."""
+    """The covariance over seeds; None with one seed, and if one seed is in every number."""
     if full.shape[1] < 2 or (members is not None and members.all(axis=0).any()):
         return None
     return covariance(full, without) if members is None else over_shared_seeds(full, members)
 
 
 def _intervals(mean: float, spread: Covariance | None, without: np.ndarray | None, of: Source) -> dict:
-    """The fields of `Estimate` that tell of its error, for the first quantity. spread: None with one seed."""
+    """The fields of `Estimate` for the error of the first quantity. spread: None with one seed."""
     fields = {}
     if without is not None:
-        # with one seed, of this very SAE
+        # with one seed, the error is that of exactly this SAE
         variance = float(jackknife(without)[0, 0]) if spread is None else spread.documents
         fields[f"se_{of}"] = math.sqrt(variance)
         fields["n_blocks" if of == "documents" else "n_critics"] = without.shape[2]

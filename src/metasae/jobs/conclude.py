@@ -1,6 +1,6 @@
-"""The end of a run: what is worked out from all its arms together, the figures and the report.
+"""The end of a run: measures that take two SAEs, the comparison, the explorer's store, the figures and the report.
 
-Comparing what is measured needs no torch.
+Comparing measured arms needs no torch.
 """
 
 import shlex
@@ -19,7 +19,7 @@ from metasae.explore.pages import queries
 from metasae.explore.store.schema import STORE
 from metasae.progress.progress import Progress
 
-# The narrowest that the names of the measures are folded to.
+# The least width of the column of names when it is folded, in characters.
 _NAMES = 16
 
 
@@ -27,11 +27,11 @@ def conclude(folder: str | Path, show: bool = True, baseline: str | None = None)
     """Compares the measured arms of a run folder and writes compare.json, compare.md, figures and report.html.
 
     Returns what compare.json holds, with the run folder's path as `run` and the report's as `report`. Raises UserError
-    when nothing is measured.
+    if nothing is measured.
     """
     folder = Path(folder)
     comparison = compare(folder, baseline)
-    # only now, as it brings matplotlib along
+    # imported late, as it imports matplotlib
     from metasae.report.report import write_report
 
     report = write_report(folder, comparison, current_explorer(folder))
@@ -42,9 +42,9 @@ def conclude(folder: str | Path, show: bool = True, baseline: str | None = None)
 
 
 def across(folder: Path, progress: Progress, steering) -> bool:
-    """Brings across.json, what takes two SAEs, up to date; whether there was anything to write.
+    """Updates across.json, the measures that take two SAEs; returns whether it changed.
 
-    Parts of the same SAEs as before are kept. steering: as `Source.steering`.
+    Parts between the same SAEs as before are kept. steering: as `Source.steering`.
     """
     from metasae.compare.across import measure_across, measured_arms
 
@@ -57,9 +57,7 @@ def across(folder: Path, progress: Progress, steering) -> bool:
 
 
 def store(folder: Path, progress: Progress) -> bool:
-    """Brings the explorer's store up to date, from which the report's windows are read too; whether there was anything
-    to write.
-    """
+    """Updates the explorer's store, which the report's windows are read from too; returns whether it changed."""
     from metasae.explore.store.build import build
 
     path = folder / STORE
@@ -69,7 +67,7 @@ def store(folder: Path, progress: Progress) -> bool:
 
 
 def current_explorer(folder: Path) -> queries.Explorer | None:
-    """The run's explorer; None where it has no store, or one of other SAEs (`metasae explore` builds it anew)."""
+    """The run's explorer; None if it has no store, or a store of other SAEs (`metasae explore` builds it again)."""
     try:
         explorer = queries.Explorer(folder)
     except UserError:
@@ -78,9 +76,9 @@ def current_explorer(folder: Path) -> queries.Explorer | None:
 
 
 def print_conclusion(result: dict) -> None:
-    """The summary table, the verdict and the report's place on stdout. result: as `conclude` returns it."""
+    """Prints the summary table, the verdict and the report's path on stdout. result: as `conclude` returns it."""
     console = Console(emoji=False)
-    # its title is the folder's name, as in compare.json
+    # the title is the folder's name, as in compare.json
     print_whole(summary_table({**result, "run": Path(result["run"]).resolve().name}), console)
     for line in [*(line["text"] for line in result["verdict"]), *source_lines(result["conditions"])]:
         console.print(line, highlight=False, markup=False)
@@ -88,9 +86,9 @@ def print_conclusion(result: dict) -> None:
 
 
 def print_next_steps(folder: Path, comparison: dict) -> None:
-    """Where a run's results are, and what can be done with them, on stdout.
+    """Prints on stdout where a run's results are and which commands can be used next.
 
-    comparison: as of compare.json. A model that predicts tokens can be steered.
+    comparison: as in compare.json. Steering is named if the model predicts tokens.
     """
     last, arm = list(comparison["arms"].items())[-1]
     causal = any("fidelity.ce_clean" in entry["means"] for entry in comparison["arms"].values())
@@ -99,17 +97,17 @@ def print_next_steps(folder: Path, comparison: dict) -> None:
         f"Everything else is in {folder}: the SAEs and their measures in arms, the comparison in compare.md.",
         f"Look at single latents: {shlex.join(['metasae', 'explore', str(folder)])}",
         *([f'Steer with one: {shlex.join(words)} --latent LATENT=VALUE --prompt "..."'] if causal else []),
-        "Your own model and text (docs/text.md): metasae recipes demo > mine.toml, change it,",
+        "For your own model and text (docs/text.md): metasae recipes demo > mine.toml, edit it,",
         "then metasae run mine.toml",
     ):
         print(line)
 
 
 def print_whole(table: Table, console: Console) -> None:
-    """Prints a table so that no number is cut.
+    """Prints a table without cutting any number.
 
-    In a file or a pipe it is as wide as it needs; on a terminal the names in its first column are folded, at most to
-    _NAMES.
+    In a file or a pipe it is as wide as needed. On a terminal the names in its first column are folded, to no less than
+    _NAMES characters.
     """
     first, before = table.columns[0], console.width
     whole = Measurement.get(console, console.options.update(max_width=100_000), table).maximum

@@ -1,7 +1,7 @@
-"""The conditions that SAEs say they were trained in, beside those they are measured in.
+"""The conditions that SAEs were trained in, by their metadata, compared with those they are measured in.
 
-Where all SAEs of another library agree on BOS and context, they are measured with these. Whatever else differs is said,
-with both values. The names are SAELens's, by which every format's metadata are read.
+If all SAEs of another library agree on BOS and context, they are measured with these. Every other difference is
+reported with both values. The names are SAELens's; the metadata of every format are read by these names.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,14 @@ from typing import Any
 from metasae.recipe.recipe import Recipe
 
 # TransformerLens's name -> the hub's
-_ALIASES = {"gpt2-small": "gpt2"}
+HUB_NAMES = {"gpt2-small": "gpt2"}
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """How an SAE was trained, as far as it says so; None where it does not. ours: its recipe says it, not a note."""
+    """How an SAE was trained, by its metadata; None for what they do not say. ours: the values are from a recipe of
+    ours.
+    """
 
     bos: bool | None = None
     context: int | None = None
@@ -27,8 +29,8 @@ class Conditions:
 
     @classmethod
     def of(cls, metadata: dict, recipe: dict | None) -> "Conditions":
-        """metadata: the SAE's. recipe: the one it was trained by here, None for an SAE of other making. Values of
-        another type count as not said.
+        """The conditions in an SAE's metadata. recipe: the recipe it was trained by, None for an SAE of another
+        library. A value of the wrong type counts as missing.
         """
         if isinstance(recipe, dict):
             model, text, hook = (recipe.get(name) for name in ("model", "text", "hook"))
@@ -40,35 +42,36 @@ class Conditions:
 
 
 def adopted(stated: Sequence[Conditions], recipe: Recipe, asked: Sequence[str]) -> tuple[Recipe, list[str]]:
-    """(the recipe with the BOS and context that all SAEs say they were trained with, a line for each that changed).
+    """Adopts the BOS and context that all SAEs were trained with; returns (the recipe, a line for each value that
+    changed).
 
-    asked: the keys that whoever measures set by hand, which stay. Where SAEs differ, and for SAEs of ours alone, the
-    recipe stays as it is.
+    asked: the keys that the user set, which stay. If the SAEs differ, or all are ours, the recipe stays unchanged.
     """
     lines = []
     if not recipe.reads_text or all(one.ours for one in stated):
         return recipe, lines
-    bos, context = ({value for value in values if value is not None} for values in _columns(stated))
+    bos = {one.bos for one in stated if one.bos is not None}
+    context = {one.context for one in stated if one.context is not None}
     if bos == {False} and recipe.model.bos == "auto" and "model.bos" not in asked:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"bos": False})})
         lines.append(
-            "windows begin without BOS, as the SAEs say they were trained (prepend_bos = false); --set model.bos=true "
-            "for the model's own"
+            "windows begin without BOS, as in the training of the SAEs (prepend_bos = false); use --set model.bos=true "
+            "for BOS"
         )
     here = recipe.text.context
     if len(context) == 1 and context != {here} and min(context) >= 4 and "text.context" not in asked:
         there = min(context)
         recipe = recipe.model_copy(update={"text": recipe.text.model_copy(update={"context": there})})
         lines.append(
-            f"windows have {there} tokens, as the SAEs say they were trained (context_size), not the recipe's {here}; "
-            f"--set text.context={here} for these"
+            f"windows have {there} tokens, as in the training of the SAEs (context_size), not the recipe's {here}; "
+            f"use --set text.context={here} for the recipe's"
         )
     return recipe, lines
 
 
 def differences(stated: Conditions, recipe: Recipe, bos: bool) -> dict[str, list]:
-    """{condition: [as the SAE says it was trained, as it is measured]} of those that differ. bos: whether windows begin
-    with it here.
+    """{condition: [value in the SAE's training, value in measuring]} of the conditions that differ. bos: whether
+    windows begin with BOS in measuring.
     """
     pairs = {
         "prepend_bos": (stated.bos, bos, stated.bos == bos),
@@ -81,23 +84,19 @@ def differences(stated: Conditions, recipe: Recipe, bos: bool) -> dict[str, list
 
 
 def _said(values: Any, key: str, kind: type) -> Any:
-    """The value of a key where it is of its kind, else None: files of others hold anything."""
+    """The value of a key if it has the right type, else None, as files of others may contain anything."""
     value = values.get(key) if isinstance(values, dict) else None
     return value if type(value) is kind else None
-
-
-def _columns(stated: Sequence[Conditions]) -> tuple[list, list]:
-    return [one.bos for one in stated], [one.context for one in stated]
 
 
 def _name(model: str | None) -> str:
     """A model's name without its owner or folder, as libraries leave these out."""
     last = (model or "").rstrip("/").rpartition("/")[2].lower()
-    return _ALIASES.get(last, last)
+    return HUB_NAMES.get(last, last)
 
 
 def _place(point: str | None) -> str:
-    """A hook point; what leaves a block is what enters the next."""
+    """A hook point's name, in which the output of a block is written as the input of the next."""
     head, sign, layer = (point or "").removesuffix(".hook_resid_post").partition("blocks.")
     if point and point.endswith(".hook_resid_post") and not head and sign and layer.isdigit():
         return f"blocks.{int(layer) + 1}.hook_resid_pre"

@@ -1,4 +1,4 @@
-"""`metasae.evaluate`: what can be measured of an SAE on a user's activations, without a model or a run folder."""
+"""`metasae.evaluate`: measures an SAE on a user's activations, without a model or a run folder."""
 
 import hashlib
 from typing import Any
@@ -15,12 +15,12 @@ from metasae.progress.progress import Progress
 from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE
 
-# What needs a model, or the text that the rows are of.
+# Values that leave out everything that needs a model or the text of the rows.
 _WITHOUT_MODEL = {"output_tokens": 0, "concepts": 0, "senses": "", "labels": "", "side_effects": 0}
 
 
 class _OneSplit:
-    """The interface of `ActivationCache`: all rows are for measuring."""
+    """The interface of `ActivationCache`, with the same rows as every split."""
 
     text = "activations given in Python"
 
@@ -46,16 +46,16 @@ def evaluate(
     `decomposability` (what fresh meta SAEs explain of the decoder rows), conditions, calibration, settings; numbers
     that rest on text have intervals over documents in `leave_one_out`. docs/measures.md explains each.
 
-    sae: with a threshold; it is not changed. x: as of `metasae.train`, held out from training for honest numbers; all
-    rows are used. documents: int [T], as of `metasae.train`. meta: the meta SAE that was trained with it. measure: keys
-    of a recipe's table `measure`, as {"critics": 1, "meta_steps": 50} for a quicker look.
+    sae: with a threshold; it is not changed. x: as in `metasae.train`; all rows are used. They should be held out from
+    the SAE's training. documents: int [T], as in `metasae.train`. meta: the meta SAE that was trained with it. measure:
+    values of a recipe's table `measure`, e.g. {"critics": 1, "meta_steps": 50} for quicker, rougher numbers.
 
-    Raises UserError for an SAE without threshold or that never fires, x of another width or with a NaN, and an unknown
-    key of `measure`.
+    Raises UserError for an SAE that has no threshold or never fires, for x of another width or with a NaN, and for an
+    unknown key of `measure`.
     """
     if sae.threshold is None:
         raise UserError(
-            "this SAE has no threshold yet; set one on rows of its training with "
+            "this SAE has no threshold yet; set one, on rows of its training data, with "
             "metasae.measures.firing.calibrate.calibrate(sae, metasae.data.split.Rows(x))"
         )
     spec = Recipe.load({"measure": {**(measure or {}), **_WITHOUT_MODEL}}).measure

@@ -1,4 +1,6 @@
-"""The recipe of a training on activations that a user gives: what was asked for over defaults that fit their size."""
+"""The recipe of a training on activations that a user gives: the user's values, and defaults that fit the size of the
+activations.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +12,9 @@ from metasae.recipe.meaning import refuse_what_cannot_be_meant
 from metasae.recipe.recipe import GIVEN, Recipe
 from metasae.recipe.registry import ARMS
 
-# Steps of a training at least, where that does not read each row more often than this.
+# The least steps of a training, unless each row were read more often than MOST_PASSES.
 LEAST_STEPS, MOST_PASSES = 300, 20
-# What needs text or token ids, so that it is left out.
+# Values that leave out everything that needs text or token ids.
 _WITHOUT_TEXT = {
     "text.source": GIVEN,
     "harvest.tokens": 0,
@@ -35,7 +37,7 @@ def recipe_for(
     n_rows: int,
     cache: Path,
 ) -> Recipe:
-    """The recipe with every value. d, n_rows: of the activations, which lie in `cache`.
+    """The recipe with every value. d, n_rows: width and number of the activations, which lie in `cache`.
 
     Raises UserError for an unknown name, key or value, and for values that contradict each other.
     """
@@ -53,18 +55,18 @@ def recipe_for(
 
 
 def asked_tokens(asked: str | Path | dict | Recipe | None) -> int | None:
-    """The train.tokens that were asked for, None where none were. Raises UserError for a wrong recipe."""
+    """The user's value of train.tokens, None if there is none. Raises UserError for a wrong recipe."""
     if asked is None or isinstance(asked, dict):
         return _flat(asked or {}).get("train.tokens")
     return (asked if isinstance(asked, Recipe) else Recipe.load(asked)).train.tokens
 
 
 def defaults(asked: dict[str, Any], d: int, n_rows: int) -> dict[str, Any]:
-    """Dotted keys and values for activations [n_rows, d], beside those that are asked for.
+    """{dotted key: default} for activations [n_rows, d]; the user's values decide the defaults that follow from them.
 
-    n = 4 d latents, of which k = n / 16, at most 32, fire per token; batches of 512; 300 steps at least, unless that
-    reads each row more than 20 times; warm-up over a twentieth of the steps, and a fall of the learning rate over the
-    last fifth; a latent is dead after a tenth of the training; a meta SAE of .09 n latents.
+    n = 4 d latents, of which k = n / 16, at most 32, fire per token; batches of 512; at least 300 steps, unless each
+    row were read more than 20 times; warm-up over a twentieth of the steps, decay of the learning rate over the last
+    fifth; a latent counts as dead after a tenth of the training without a firing; a meta SAE of .09 n latents.
     """
     n = _count(asked, "sae.n", 4 * d)
     training = max(1, int(CUTS[0] * n_rows))
@@ -94,17 +96,19 @@ def defaults(asked: dict[str, Any], d: int, n_rows: int) -> dict[str, Any]:
 
 
 def _count(asked: dict[str, Any], key: str, default: int) -> int:
-    """A whole number that was asked for, or the default; the recipe refuses anything else by its key."""
+    """The user's value if it is a whole number above 0, else the default; the recipe then refuses the user's value with
+    its key.
+    """
     value = asked.get(key, default)
     return value if isinstance(value, int) and value > 0 else default
 
 
 def _flat(asked: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys and tables within tables alike -> dotted keys."""
+    """{dotted key: value} from a dictionary with dotted keys, nested tables, or both."""
     flat: dict[str, Any] = {}
     for key, value in asked.items():
         if not isinstance(key, str):
-            raise UserError(f"a recipe's keys are texts such as 'sae.n', not {key!r}")
+            raise UserError(f"a recipe's keys are strings such as 'sae.n', not {key!r}")
         if isinstance(value, dict) and value:
             flat |= {f"{key}.{inner}": deeper for inner, deeper in _flat(value).items()}
         else:
@@ -113,6 +117,6 @@ def _flat(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_unknown_arms(arms: Sequence[str] | None) -> None:
-    """Raises UserError for a text in place of a list, which would be taken letter by letter."""
+    """Raises UserError for a string in place of a list, which would be read letter by letter."""
     if isinstance(arms, str):
         raise UserError(f"arms is a list, as in arms=['{arms}']; known: {', '.join(ARMS)}")

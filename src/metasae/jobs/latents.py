@@ -1,4 +1,6 @@
-"""`metasae.latents`, which is `sae.latents`: what fires in a text, with the model that the SAE's own notes name."""
+"""`metasae.latents`, also `sae.latents`: the latents that fire in a text, read by the model that the SAE's metadata
+name.
+"""
 
 import html
 from collections.abc import Iterator
@@ -16,19 +18,18 @@ from metasae.data.model.one_text import read_text
 from metasae.data.text.pieces import Pieces
 from metasae.encodings import readable
 from metasae.errors import UserError
+from metasae.jobs.conditions import HUB_NAMES
 from metasae.recipe.recipe import Model, Recipe
 from metasae.sae.sae import SAE
 
-# Tokens of a window where the notes do not say.
+# Tokens of a window if the metadata do not say.
 CONTEXT = 128
-# TransformerLens's name -> the hub's.
-_HUB_NAMES = {"gpt2-small": "gpt2"}
-# Rows and latents of a row that are printed.
+# How many rows are printed, and how many latents of each.
 _ROWS, _SHOWN = 60, 5
 
 
 class ReadBy(NamedTuple):
-    """The model, hook point and window that an SAE was trained with, as far as its notes say."""
+    """The model, hook point and window length (in tokens) that an SAE was trained with, as far as its metadata say."""
 
     model: Model | None
     point: str | None
@@ -38,7 +39,8 @@ class ReadBy(NamedTuple):
 class Latents:
     """Which latents fire at each token of a text, and how strongly.
 
-    tokens: T texts, which joined are the text. acts: fp32 [T, n], at the calibrated threshold in the model's units.
+    tokens: T strings, whose join is the text. acts: fp32 [T, n], activations at the calibrated threshold, in the
+    model's units.
     """
 
     def __init__(self, tokens: list[str], acts: Tensor):
@@ -48,7 +50,9 @@ class Latents:
         return len(self.tokens)
 
     def top(self, k: int = _SHOWN) -> list[list[tuple[int, float]]]:
-        """For each token at most k pairs (latent, activation), the strongest first; equal ones by their number."""
+        """For each token at most k pairs (latent, activation), the strongest first; equal activations by the latent's
+        number.
+        """
         strongest = []
         for acts_N in self.acts:
             latents = acts_N.nonzero().flatten()
@@ -57,7 +61,7 @@ class Latents:
         return strongest
 
     def to_pandas(self):
-        """A DataFrame, a row for each token and a column for each latent that fires somewhere in the text."""
+        """A pandas DataFrame with a row for each token and a column for each latent that fires in the text."""
         import pandas
 
         fired = (self.acts > 0).any(0).nonzero().flatten()
@@ -98,19 +102,19 @@ def latents(
     point: str | None = None,
     device: str = "cpu",
 ) -> Latents:
-    """Reads a text with the SAE's model and gives a table, token by latent.
+    """Reads a text with the SAE's model; returns a table of activations, token by latent.
 
-    sae: with a threshold. text: read in windows as the SAE's training documents were, each with the BOS and the other
-    special tokens of the model, which are left out of the table. model: None takes the model that the SAE's notes name
-    and keeps it loaded for the next call; else a folder, package or name on the hub, a `Host`, or a transformers model
-    with its `tokenizer`. point: the hook point; None takes the one in the notes. A model from notes never runs code of
-    its own.
+    sae: with a threshold. text: read in windows, as the SAE's training documents were; each has the BOS and other
+    special tokens of the model, which are left out of the table. model: None takes the model that the SAE's metadata
+    name and keeps it loaded for the next call; otherwise a folder, package or name on the hub, a `Host`, or a
+    transformers model with its `tokenizer`. point: the hook point; None takes the one in the metadata. Code that comes
+    with a model from the metadata is never run.
 
-    Raises UserError where the notes name no model or hook point, where the model cannot be loaded or has another width,
-    for a text without a token and an SAE without threshold.
+    Raises UserError if the metadata name no model or hook point, the model cannot be loaded or has another width, the
+    text has no token, or the SAE has no threshold.
     """
     if sae.threshold is None:
-        raise UserError("this SAE has no threshold yet, so nothing says what fires; calibrate it first")
+        raise UserError("this SAE has no threshold yet, so it is not defined which latents fire; calibrate it first")
     noted = notes_of(sae)
     with _left_as_it_was(model):
         host = _host_of(noted, model, tokenizer, point, device)
@@ -124,21 +128,24 @@ def latents(
 
 
 def notes_of(sae: SAE) -> ReadBy:
-    """Of an SAE of ours what its recipe says; of others their model_name, hook_name, prepend_bos and context_size."""
+    """What an SAE's metadata say of its model: for an SAE of ours its recipe, for others model_name, hook_name,
+    prepend_bos and context_size.
+    """
     metadata = sae.config.metadata
     notes = metadata.get("metasae")
     ours = notes.get("recipe") if isinstance(notes, dict) else None
     if isinstance(ours, dict):
-        # whoever wrote the SAE does not decide whether a model's code is run here
+        # the author of an SAE must not decide whether a model's code is run here
         values = {key: ours.get(key, {}) for key in ("model", "hook")}
         recipe = Recipe.stored(values, {"model.trust_remote_code": False})
         text = ours.get("text", {})
         named = recipe.model if recipe.model.source and text.get("source") != "planted" else None
         return ReadBy(named, recipe.hook.point, _count(text.get("context")))
-    name, point = (value if isinstance(value, str) and value else None for value in _named(metadata))
+    named = (metadata.get("model_name"), metadata.get("hook_name"))
+    name, point = (value if isinstance(value, str) and value else None for value in named)
     if name is None:
         return ReadBy(None, point, _count(metadata.get("context_size")))
-    model = model_at(_HUB_NAMES.get(name, name))
+    model = model_at(HUB_NAMES.get(name, name))
     if metadata.get("prepend_bos") is False:
         model = model.model_copy(update={"bos": False})
     return ReadBy(model, point, _count(metadata.get("context_size")))
@@ -146,7 +153,7 @@ def notes_of(sae: SAE) -> ReadBy:
 
 @contextmanager
 def _left_as_it_was(model: Any) -> Iterator[None]:
-    """A user's own model is in evaluation mode inside, and trains again afterwards where it did before."""
+    """Restores the training mode and requires_grad of a user's own model after the block."""
     if not isinstance(model, nn.Module):
         yield
         return
@@ -164,7 +171,7 @@ def _host_of(noted: ReadBy, model: Any, tokenizer: Any, point: str | None, devic
         return model if point is None else model.at(point)
     point = point or noted.point
     if point is None:
-        raise UserError("this SAE's notes name no hook point; pass point='blocks.4.hook_resid_pre' or the like")
+        raise UserError("this SAE's metadata name no hook point; pass one, as in point='blocks.4.hook_resid_pre'")
     if isinstance(model, nn.Module):
         if tokenizer is None:
             raise UserError("give the tokenizer with the model: sae.latents(text, model, tokenizer=tokenizer)")
@@ -172,7 +179,8 @@ def _host_of(noted: ReadBy, model: Any, tokenizer: Any, point: str | None, devic
         return Host(model, tokenizer, point, causal, bos=noted.model.bos if noted.model else "auto")
     if model is None and noted.model is None:
         raise UserError(
-            "this SAE's notes name no model; pass one, as in sae.latents(text, model='gpt2', point='...') or a folder"
+            "this SAE's metadata name no model; pass a name or a folder, as in sae.latents(text, model='gpt2', "
+            "point='...')"
         )
     bos = noted.model.bos if noted.model else "auto"
     spec = noted.model if model is None else model_at(str(model)).model_copy(update={"bos": bos})
@@ -181,12 +189,8 @@ def _host_of(noted: ReadBy, model: Any, tokenizer: Any, point: str | None, devic
 
 @lru_cache(maxsize=1)
 def _loaded(model: Model, point: str, device: str) -> Host:
-    """The model that was asked for last stays loaded, as loading takes longer than reading a text."""
+    """Loads a model and keeps the last one, as loading takes longer than reading a text."""
     return Host.load(model, point, device)
-
-
-def _named(metadata: dict) -> tuple:
-    return metadata.get("model_name"), metadata.get("hook_name")
 
 
 def _count(value: Any) -> int:

@@ -1,4 +1,4 @@
-"""Measuring SAEs that are there already, ours or others': each becomes an arm of a new run folder."""
+"""Measures existing SAEs, ours or another library's: each becomes an arm of a new run folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,17 +36,18 @@ def measure(
     device: str = "cpu",
     show: bool = True,
 ) -> Run:
-    """Measures SAEs on the held-out text of a recipe; returns them as a run, with their measures and the report.
+    """Measures existing SAEs on the held-out text of a recipe; returns a run with their measures and the report.
 
-    folders: a path or several, of run folders (every trained arm of them) and SAEs in any format that
-    `metasae.interop` reads; they stay as they are. Each may have a name before it, `NAME=PATH`: what an SAE is called
-    here (`NAME-s3`: as seed 3), or what is put before a run's arms (NAME_joint).
+    folders: one or several paths of run folders (all their trained arms) and of SAEs in any format that
+    `metasae.interop` reads; they are not changed. A name may stand before each, `NAME=PATH`: the arm that an SAE is
+    measured as (`NAME-s3`: with seed 3), or a prefix for a run's arms (NAME_joint).
     out: a run folder for the measures.
-    recipe: says model, hook point, text and measures; None takes the one that the first SAE was trained by. overrides:
-    dotted keys. An SAE without thresholds is calibrated by measure.threshold; one with thresholds keeps them.
-    Raises UserError for a folder without SAE, an SAE of another width than the hook point's, one that was trained on
-    documents that would be judged, one trained on another model or hook point than the first where none is asked for,
-    and two SAEs of one name.
+    recipe: names model, hook point, text and measures; None takes the recipe that the first SAE was trained by.
+    overrides: dotted keys. An SAE without thresholds is calibrated by measure.threshold; an SAE with thresholds keeps
+    them.
+    Raises UserError for a folder without an SAE, an SAE of another width than the hook point's, an SAE that was trained
+    on documents it would be measured on, an SAE of another model or hook point than the first (unless model or hook
+    point are given), and two SAEs of one name.
     Interrupted after a signal.
     """
     folders = [folders] if isinstance(folders, (str, Path)) else folders
@@ -55,8 +56,8 @@ def measure(
 
 
 def carry_out(targets: list[Target], recipe: Recipe, out: Path, device: str = "cpu", show: bool = True) -> dict:
-    """`measure`, into a folder that `metasae.jobs.start.claimed` holds; returns what compare.json holds, with the paths
-    of run folder and report.
+    """`measure` into a folder that `metasae.jobs.start.claimed` holds; returns the content of compare.json with the
+    paths of run folder and report.
     """
     progress, spec = Progress(show), recipe.measure
     stop = StopRequest(progress.answer, "measuring")
@@ -65,13 +66,15 @@ def carry_out(targets: list[Target], recipe: Recipe, out: Path, device: str = "c
     stages = [harvest, *(measuring(target.name, target.seed) for target in targets), *of_two, REPORT]
     keep_freed_memory()
     try:
-        # what was measured before a signal is kept, so nothing need be waited for
+        # what was measured before a signal is kept, so a signal may stop it at once
         with stop.listening(), stop.at_once(), progress.run(stages):
             _measure_all(targets, Source(recipe, out, device, progress), harvest)
             with progress.stage(REPORT):
                 result = conclude(out, show=False)
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped at once; what is measured is kept in {out}. Go on with the same command") from None
+        raise Interrupted(
+            f"stopped at once; what is measured is kept in {out}. Continue with the same command"
+        ) from None
     if show:
         print_conclusion(result)
     return result
@@ -82,7 +85,7 @@ def _measure_all(targets: list[Target], source: Source, harvest) -> None:
     widths = [load(target.folder).config.d_in for target in targets]
     with progress.stage(harvest):
         if source.recipe.reads_text:
-            # before the model reads any text
+            # refused before the model reads any text
             _refuse_widths(targets, widths, source.host.d, source.recipe)
         cache = source.open({"calibration": spec.calibration_tokens, "evaluation": spec.tokens})
     _refuse_widths(targets, widths, cache.d, source.recipe)
@@ -98,7 +101,7 @@ def _measure_all(targets: list[Target], source: Source, harvest) -> None:
 
 
 def _say_conditions(targets: list[Target], source: Source) -> None:
-    """A line for each SAE that says it was trained otherwise than it is measured."""
+    """Prints a line for each SAE whose training conditions differ from those it is measured in."""
     for target in targets:
         if different := _differences(target, source):
             source.progress.say(trained_otherwise(f"{target.name}-s{target.seed}", different))
@@ -111,17 +114,17 @@ def _differences(target: Target, source: Source) -> dict[str, list]:
 
 
 def _refuse_widths(targets: list[Target], widths: list[int], d: int, recipe: Recipe) -> None:
-    """widths: of the vectors that each SAE reads."""
+    """Raises UserError for an SAE that reads vectors of another width than d. widths: of each SAE's inputs."""
     for target, width in zip(targets, widths, strict=True):
         if width != d:
             raise UserError(
-                f"{target.folder} reads vectors of width {width}, '{recipe.hook.point}' gives {d}; choose another "
+                f"{target.folder} reads vectors of width {width}, but '{recipe.hook.point}' gives {d}; choose another "
                 "hook.point"
             )
 
 
 def _spikes_met(target: Target, sae: SAE, cache) -> Spikes | None:
-    """The spike-ins that an arm of a run was trained on, where it is measured on that run's text; None for others."""
+    """The spike-ins that an arm of a run was trained with, if it is measured on that run's text; otherwise None."""
     notes = sae.config.metadata.get("metasae", {})
     if "spikes" not in notes or notes["data_fingerprint"] != cache.fingerprint or len(target.folder.parents) < 3:
         return None
@@ -130,8 +133,8 @@ def _spikes_met(target: Target, sae: SAE, cache) -> Spikes | None:
 
 
 def _measure_one(target: Target, arm: Arm, source: Source, cache, reference) -> None:
-    """Leaves primary/, firings/ and measures.json in the arm's folder; nothing is done where this very SAE is measured
-    there on this text.
+    """Measures an SAE and writes primary/, firings/ and measures.json into the arm's folder. Does nothing if this SAE
+    was measured there on this text before.
     """
     sae, spec = load(target.folder), source.recipe.measure
     known = arm.measures().get("conditions", {})

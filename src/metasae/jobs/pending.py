@@ -1,9 +1,9 @@
-"""What a run folder still lacks: its stages in plain words, and arms that were measured by other settings than are
-asked for now, with what is done before they are measured again.
+"""The stages that a run still has to do, and the arms that were measured by other settings than the recipe has now:
+they are brought up to date and measured again.
 
-The weights of such arms stay. What each arm was measured by stands in its measures.json (`settings`), so a run that is
-killed in between knows which arms are left. What its thresholds were set by stands in the recipe within its SAE's
-metadata, which follows.
+The weights of such arms stay. The settings an arm was measured by are in its measures.json (`settings`), so a run that
+is killed in between knows which arms are left. The settings of its thresholds are in the recipe within its SAE's
+metadata, which is updated too.
 """
 
 import shutil
@@ -31,44 +31,46 @@ ACROSS = Stage("across", "comparing SAEs with each other", whole=True)
 EXPLORER = Stage("explorer", "preparing the explorer", whole=True)
 REPORT = Stage("report", "writing the report")
 CALIBRATES = ("threshold", "calibration_tokens")
-# What decides the firings that an arm keeps.
+# The keys that decide the firings that an arm keeps.
 FIRES = (*CALIBRATES, "tokens", "keep_firings")
-# What a release that did not have a key did, where that is not the key's default.
+# {key: what releases without this key did}, where that differs from the key's default.
 FORMERLY = {"critics": 1}
 
 
 def is_measured(arm: Arm, spec: Measure) -> bool:
-    """Whether an arm's measures.json is there and was made by these settings."""
+    """Whether an arm has a measures.json that was made by these settings."""
     return arm.is_measured and not changed_for(arm, spec)
 
 
 def changed_for(arm: Arm, spec: Measure) -> list[str]:
-    """The keys of `measure` whose value differs from what an arm was measured by; none where it is not measured."""
-    # files of earlier releases do not say; their arms were measured by what they were trained with
+    """The keys of `measure` whose value differs from the one an arm was measured by; [] if it is not measured."""
+    # files of earlier releases have no settings; their arms were measured by the recipe they were trained by
     return _differing(arm.measures().get("settings") or _settings_within(arm), spec) if arm.is_measured else []
 
 
 def measured_otherwise(run: RunFolder, spec: Measure) -> dict[Arm, list[str]]:
-    """Arm -> the keys that changed, of every arm of a run that was measured by other settings, whoever asked for it."""
+    """{arm: the keys that changed} for every arm in the run folder that was measured by other settings, also arms that
+    this call does not name.
+    """
     arms = run.arms() if (run.folder / "arms").is_dir() else []
     changed = {arm: changed_for(arm, spec) for arm in sorted(arms, key=lambda arm: arm.label)}
     return {arm: keys for arm, keys in changed.items() if keys}
 
 
 def said_of(otherwise: dict[Arm, list[str]]) -> str:
-    """What is measured again and why, in one line."""
+    """One line on which arms are measured again and why."""
     keys = list(dict.fromkeys(key for changed in otherwise.values() for key in changed))
     names = ", ".join(arm.label for arm in otherwise)
-    first = "thresholds are set again and the " if set(keys) & set(CALIBRATES) else ""
+    first = "thresholds are set again and " if set(keys) & set(CALIBRATES) else ""
     changes = ", ".join(f"measure.{key}" for key in keys)
-    return f"{changes} changed: {first}measures are made again of {names}; all weights stay"
+    return f"{changes} changed: {first}{names} are measured again; all weights stay"
 
 
 def bring_up_to_date(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCache, arm: Arm) -> None:
-    """Before a trained arm is measured: its thresholds set by the recipe, and the recipe within its SAEs. Nothing where
-    they are so already.
+    """Before a trained arm is measured: sets its thresholds by the recipe, and updates the recipe within its SAEs. Does
+    nothing if both are up to date.
 
-    All ranks call this. A process that is killed here leaves an arm that the next one brings up to date.
+    All ranks call this. If a process is killed here, the next call brings the arm up to date.
     """
     ranks = source.ranks
     before = ranks.from_first(_settings_within(arm) if ranks.first else None)
@@ -78,7 +80,7 @@ def bring_up_to_date(recipe: Recipe, source: Source, cache: ActivationCache | Pl
     if not changed:
         return
     if ranks.first and arm.is_measured:
-        # measures of an earlier release lack their settings, and the SAE's own recipe is about to change
+        # measures of an earlier release lack their settings, which are only in the SAE's recipe, and that changes below
         files.write_json(arm.folder / "measures.json", {"settings": before} | arm.measures())
     sae = _calibrated(arm.sae(), recipe, source, cache) if set(changed) & set(CALIBRATES) else None
     if ranks.first:
@@ -87,7 +89,7 @@ def bring_up_to_date(recipe: Recipe, source: Source, cache: ActivationCache | Pl
 
 
 def _calibrated(sae: SAE, recipe: Recipe, source: Source, cache: ActivationCache | PlantedCache) -> SAE:
-    """The SAE with thresholds by the recipe's rule; thresholds that it learned stay, and their firings are counted
+    """The SAE with thresholds by the recipe's rule. Thresholds that it learned stay; their firings are counted
     again.
     """
     if sae.config.metadata["calibration"]["rule"] != "own":
@@ -99,9 +101,10 @@ def _calibrated(sae: SAE, recipe: Recipe, source: Source, cache: ActivationCache
 
 
 def _rewrite(arm: Arm, recipe: Recipe, sae: SAE | None) -> None:
-    """The recipe's measures within the arm's SAEs; the primary last, as it says by what the thresholds were set.
+    """Writes the recipe's table `measure` into the arm's SAEs; the primary last, as it is the record of how thresholds
+    were set.
 
-    sae: with new thresholds.
+    sae: the SAE with new thresholds, None if they did not change.
     """
     if sae is not None:
         sae.save(arm.folder / "primary")
@@ -113,14 +116,14 @@ def _rewrite(arm: Arm, recipe: Recipe, sae: SAE | None) -> None:
 
 
 def _settings_within(arm: Arm) -> dict | None:
-    """The table `measure` of the recipe that an arm was trained by; None where its SAE does not say."""
+    """The table `measure` of the recipe that an arm was trained by; None if its SAE does not contain it."""
     config = read_object(arm.folder / "primary" / CONFIG)
     return config.get("metadata", {}).get("metasae", {}).get("recipe", {}).get("measure")
 
 
 def _differing(before: dict | None, spec: Measure) -> list[str]:
-    """Keys of the settings whose value is another in `before`; a key that an earlier release did not have counts as
-    what that release did.
+    """The keys of the settings whose value differs in `before`. A key that an earlier release lacked counts as what
+    that release did.
     """
     if before is None:
         return []
@@ -129,26 +132,28 @@ def _differing(before: dict | None, spec: Measure) -> list[str]:
 
 
 def training(arms: Sequence[Arm]) -> Stage:
-    """One SAE, or several side by side."""
+    """The stage that trains one SAE, or several side by side."""
     what = f"{arms[0].name}, seed {arms[0].seed}" if len(arms) == 1 else f"{len(arms)} SAEs"
     return Stage("train", f"training {what}", whole=True)
 
 
 def measuring(arm: str, seed: int, arms: Sequence[str] = ()) -> Stage:
-    """arms: all of the run. One with the baseline's primary SAE takes over the measures of that."""
+    """The stage that measures an arm. arms: all arms of the run; one that has the baseline's primary SAE takes over the
+    baseline's measures.
+    """
     takes_over = BASELINE in arms and ARMS.get(arm, ArmRules()).keeps_primary
     return Stage("take over" if takes_over else "measure", f"measuring {arm}, seed {seed}", quick=takes_over)
 
 
 def opening(recipe: Recipe) -> Stage:
-    """How activations are had that no model reads."""
+    """The stage that makes or opens activations without a model."""
     return GIVEN if recipe.text.source == IS_GIVEN else PLANTED
 
 
 def left(recipe: Recipe, arms: Sequence[Arm], harvested: bool, in_lanes: bool = False) -> list[Stage]:
-    """What a run of the recipe with these arms has still to do.
+    """The stages that a run of the recipe with these arms still has to do.
 
-    harvested: whether the activations are there. in_lanes: whether all arms are trained in one stage.
+    harvested: whether the activations exist. in_lanes: whether all arms are trained in one stage.
     """
     spec, stages = recipe.measure, []
     unmeasured = [arm for arm in arms if not is_measured(arm, spec)]

@@ -1,4 +1,4 @@
-"""A table for people who have no pandas: printed in a terminal, drawn in a notebook, read by column."""
+"""A table for use without pandas: printed in a terminal, drawn in a notebook, read by column."""
 
 import html
 from collections.abc import Sequence
@@ -6,13 +6,15 @@ from typing import Any
 
 
 class Table:
-    """columns: names. rows: the values of each row in the order of the columns, None for what is not there."""
+    """A table of values. columns: names. rows: the values of each row in the order of the columns, None for a missing
+    one.
+    """
 
     def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]):
         self.columns, self.rows = list(columns), [list(row) for row in rows]
 
     def __getitem__(self, column: str) -> list:
-        """The values of one column. Raises KeyError for a name that is not there."""
+        """The values of one column. Raises KeyError for an unknown name."""
         if column not in self.columns:
             raise KeyError(f"no column '{column}', only {', '.join(self.columns)}")
         place = self.columns.index(column)
@@ -25,9 +27,9 @@ class Table:
         cells = [self.columns, *([shown(value) for value in row] for row in self.rows)]
         widths = [max(len(row[place]) for row in cells) for place in range(len(self.columns))]
         lines = []
-        for row in cells:
-            first, *others = (cell.ljust(w) if not n else cell.rjust(w) for n, (cell, w) in _numbered(row, widths))
-            lines.append("  ".join([first, *others]).rstrip())
+        for first, *others in cells:
+            right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+            lines.append("  ".join([first.ljust(widths[0]), *right]).rstrip())
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -39,11 +41,7 @@ class Table:
 
 
 def shown(value: Any) -> str:
-    """A value as it is shown: three digits of a number, nothing for None."""
+    """A value as text: three digits of a number, nothing for None."""
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _numbered(row: Sequence[str], widths: Sequence[int]):
-    return enumerate(zip(row, widths, strict=True))

@@ -1,4 +1,4 @@
-"""What a run left behind, as an object: `metasae.run`, `measure` and `train` return it, and `Run(folder)` opens one."""
+"""`Run`, a finished run as an object: `metasae.run`, `measure` and `train` return it, and `Run(folder)` opens one."""
 
 import html
 from collections.abc import Iterator, Mapping
@@ -15,17 +15,17 @@ from metasae.sae.sae import SAE
 
 
 class Run:
-    """A run folder with its SAEs, its measures and its report; nothing is read before it is asked for.
+    """A run folder with its SAEs, measures and report. Each is read when it is first used.
 
-    folder: a run folder. comparison: what compare.json holds, where the caller knows it. Raises UserError for a folder
-    that is no run's.
+    folder: a run folder. comparison: the content of compare.json, if the caller has it. Raises UserError for a folder
+    that is not a run folder.
     """
 
     def __init__(self, folder: str | Path, comparison: dict | None = None, keeper: Any = None):
-        """keeper: kept as long as this object lives; of a temporary folder the object that deletes it."""
+        """keeper: an object to keep as long as this one; for a temporary folder the object that deletes it."""
         self.folder, self._keeper = Path(folder), keeper
         self._run = RunFolder(self.folder)
-        # refuses what is no run folder
+        # raises UserError for a folder that is not a run folder
         self._run.arms()
         if comparison is not None:
             self.comparison = comparison
@@ -37,18 +37,18 @@ class Run:
 
     @cached_property
     def saes(self) -> "Saes":
-        """The trained SAEs: `run.saes["joint", 0]` by arm and seed, `run.saes["joint"]` where it has one seed."""
+        """The trained SAEs: `run.saes["joint", 0]` by arm and seed, or `run.saes["joint"]` if the arm has one seed."""
         return Saes([arm for arm in self.arms if arm.is_trained], self.folder)
 
     @cached_property
     def comparison(self) -> dict:
-        """What compare.json holds: conditions, arms, pairs, verdict. Raises UserError when nothing is measured."""
+        """The content of compare.json: conditions, arms, pairs, verdict. Raises UserError if nothing is measured."""
         return read_object(self.folder / "compare.json") or self._concluded()
 
     def table(self):
-        """The main measures, a row each, with each arm's mean over its seeds in a column.
+        """The main measures: a row for each, a column for each arm with its mean over seeds.
 
-        A pandas DataFrame where pandas is installed, else a `metasae.jobs.plain_table.Table`.
+        A pandas DataFrame if pandas is installed, otherwise a `metasae.jobs.plain_table.Table`.
         """
         table = self._table()
         if find_spec("pandas") is None:
@@ -58,7 +58,7 @@ class Run:
         return pandas.DataFrame(table.rows, columns=table.columns).set_index("measure")
 
     def report(self) -> Path:
-        """The path of report.html, which is written where it is missing. Raises UserError when nothing is measured."""
+        """The path of report.html, which is written if it is missing. Raises UserError if nothing is measured."""
         path = self.folder / "report.html"
         if not path.is_file():
             self._concluded()
@@ -97,21 +97,23 @@ class Run:
         return [line["text"] for line in self.comparison["verdict"]]
 
     def _concluded(self) -> dict:
-        """The comparison, made now with all that is written beside it."""
+        """The comparison, made now; its files are written too."""
         from metasae.jobs.conclude import conclude
 
         return conclude(self.folder, show=False)
 
 
 class Saes(Mapping):
-    """(arm, seed) -> SAE, read when it is first asked for and kept."""
+    """{(arm, seed): SAE}. An SAE is read when it is first used, and kept."""
 
     def __init__(self, arms: list[Arm], folder: Path):
         self._arms = {(arm.name, arm.seed): arm for arm in arms}
         self._folder, self._read = folder, {}
 
     def __getitem__(self, key: str | tuple[str, int]) -> SAE:
-        """key: (arm, seed), or an arm of one seed. Raises UserError with what there is for any other."""
+        """key: (arm, seed), or the name of an arm with one seed. Raises UserError, which lists the keys, for any
+        other.
+        """
         key = self._full(key)
         if key not in self._read:
             self._read[key] = self._arms[key].sae()

@@ -1,7 +1,6 @@
 """The main job: harvest once, train every arm and seed on the same stream, calibrate, measure, compare, report.
 
-Each stage leaves whole files behind and is skipped when they are there, so running the same command again goes on where
-it stopped.
+Each stage writes complete files and is skipped if they exist, so the same command continues a run that stopped.
 """
 
 import platform
@@ -54,13 +53,13 @@ def run(
     show: bool = True,
     track: str | None = None,
 ) -> Run | dict:
-    """Runs a recipe to its report; returns the run with its SAEs, measures and report.
+    """Runs a recipe: harvests, trains, measures, compares and writes the report; returns the run.
 
     recipe: a shipped name, a TOML file, a dictionary or a Recipe. out: the run folder (runs/NAME when None).
-    overrides: dotted keys, e.g. {"train.lambda2": 0.1}. show: progress on stderr, tables on stdout. track:
-    'tensorboard' or 'wandb', where curves and measures are sent as they are written. dry_run: writes nothing, and
-    returns what the run would do as a dictionary.
-    Raises UserError for anything the user can put right, Interrupted after a signal once the state is saved.
+    overrides: dotted keys, e.g. {"train.lambda2": 0.1}. show: print progress on stderr and tables on stdout. track:
+    'tensorboard' or 'wandb'; training curves and measures are sent there during the run. dry_run: write nothing, and
+    return what the run would do as a dictionary.
+    Raises UserError for anything the user can correct, Interrupted after a signal, when the state is saved.
     """
     resolved, folder = resolve(recipe, out, overrides, device)
     if dry_run:
@@ -72,8 +71,9 @@ def run(
 def carry_out(
     recipe: Recipe, folder: Path, device: str, show: bool = True, track: str | None = None, tables: bool = True
 ) -> dict:
-    """`run`, from a folder that `metasae.jobs.start.started` holds; returns what compare.json holds, with the paths of
-    run folder and report. Of several ranks only the first has it. tables: with `show`, the conclusion is printed too.
+    """`run` in a folder that `metasae.jobs.start.started` holds. Returns the content of compare.json with the paths of
+    run folder and report; {} on all ranks but the first. tables: with `show`, the tables and next steps are printed
+    too.
     """
     with joined(device) as ranks, following(folder, track if ranks.first else None, Progress(show).say):
         result = _run(recipe, folder, device, ranks, show and ranks.first)
@@ -84,7 +84,9 @@ def carry_out(
 
 
 def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) -> dict:
-    """The run of this process among `ranks`. The first alone compares SAEs, writes the report and gives the result."""
+    """The part of this process in the run. Only the first rank compares SAEs, writes the report and returns the
+    result.
+    """
     keep_freed_memory()
     progress = Progress(show)
     for note in notes_on(recipe):
@@ -96,13 +98,13 @@ def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) ->
             with progress.run(job.stages()):
                 return job.go()
     except Interrupted as error:
-        raise Interrupted(f"{error}. Go on with: {_command(folder, device, ranks)}") from None
+        raise Interrupted(f"{error}. Continue with: {_command(folder, device, ranks)}") from None
     except Dropped as error:
         raise Dropped(f"{error}: {_command(folder, device, ranks)}") from None
     except KeyboardInterrupt:
-        # all but training stops so, and training at a second Ctrl-C
+        # every stage but training stops this way; training does at a second Ctrl-C
         kept = f"stopped at once ({stop.doing}); what is finished is kept"
-        raise Interrupted(f"{kept}. Go on with: {_command(folder, device, ranks)}") from None
+        raise Interrupted(f"{kept}. Continue with: {_command(folder, device, ranks)}") from None
 
 
 class _Job:
@@ -116,11 +118,11 @@ class _Job:
         self.source = Source(recipe, folder, device, progress, ranks)
         self.arms = [self.run.arm(name, seed) for seed in recipe.seeds for name in recipe.arms]
         self.points = [recipe.hook.point, *recipe.hook.also]
-        # arms are trained side by side where a step is made on one core
+        # arms are trained side by side if a step uses one core
         self.in_lanes = ranks.size == 1 and trains_on_one_core(recipe, device)
         self._cache: ActivationCache | PlantedCache | None = None
         self._reference = None
-        # held while run.json is written, as lanes end side by side
+        # held while run.json is written, as several arms may end at the same time
         self._noting = threading.Lock()
         before = read_object(folder / "run.json")
         seeds = dict.fromkeys([*before.get("seeds", ()), *recipe.seeds])
@@ -128,12 +130,14 @@ class _Job:
         self.state = before | facts | {"stages": before.get("stages", {})}
 
     def stages(self) -> list[Stage]:
-        """Those that are left to do."""
+        """The stages that are left to do."""
         harvested = self._is_harvested() or self._is_measured()
         return pending.left(self.recipe, self.arms, harvested, self.in_lanes)
 
     def go(self) -> dict:
-        """Does what is not done yet; returns what `metasae.jobs.conclude.conclude` does, on the first rank."""
+        """Does everything that is not done yet; returns what `metasae.jobs.conclude.conclude` returns, {} on other
+        ranks.
+        """
         self.harvest()
         if self._cache is None:
             self.progress.say("every arm is trained and measured already")
@@ -142,18 +146,19 @@ class _Job:
             self._measure_all(self._cache)
         if not self.ranks.first:
             return {}
-        # of all arms in the folder; what is there already is kept
+        # for all arms in the folder; what exists is kept
         self._together()
         with self._stage(pending.REPORT):
             result = conclude(self.folder, show=False)
             if self.recipe.measure.keep_firings and self.recipe.measure.explorer:
-                # its overview shows the comparison, which is new; left for later, the explorer would load torch first
+                # the store's overview shows the comparison, which is new; building it now spares the explorer from
+                # importing torch
                 store(self.folder, self.progress)
             return result
 
     @contextmanager
     def _stage(self, stage: Stage, at_once: bool = True) -> Iterator[None]:
-        """Shows a stage. at_once: a signal stops it right away, as only its own unfinished file is lost by that."""
+        """Shows a stage. at_once: a signal stops it at once, as only its own unfinished file is lost."""
         self.stop.doing = stage.title
         with self.progress.stage(stage), self.stop.at_once() if at_once else nullcontext():
             yield
@@ -165,36 +170,38 @@ class _Job:
                 files.write_json(self.folder / "run.json", self.state)
 
     def harvest(self) -> None:
-        """Opens the activation cache, filled first where that is not done. Nothing where all is measured."""
+        """Opens the activation cache, and fills it first if needed. Does nothing if all arms are measured."""
         if self.ranks.agreed(self._is_measured()):
             return
         if not self.recipe.reads_text:
             with self._stage(pending.opening(self.recipe)):
                 self._cache = self._opened()
         elif self.ranks.agreed(self._is_harvested()):
-            # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
+            # this run harvested it before, so it fits: the text is not gathered and the model is not loaded
             self._cache = ActivationCache(self._known()["cache"], self._tokens(), self.recipe.harvest.norm_limit)
         else:
             with self._stage(pending.HARVEST):
                 self._cache = self._harvested()
 
     def _known(self) -> dict:
-        """What run.json says of the harvest."""
+        """The facts on the harvest in run.json."""
         return self.state["stages"].get("harvest", {})
 
     def _is_measured(self) -> bool:
-        """Whether every arm is, as the recipe asks now, and no hook point was added since."""
+        """Whether every arm is measured by the current settings, and no hook point was added since."""
         spec = self.recipe.measure
         measured = not measured_otherwise(self.run, spec) and all(is_measured(arm, spec) for arm in self.arms)
         return measured and self.points == self._known().get("points", self.points)
 
     def _is_harvested(self) -> bool:
-        """Whether the cache that this run filled is there with all tokens."""
+        """Whether the cache that this run filled still exists with all tokens."""
         known = self._known()
         return self.points == known.get("points") and is_held(known["cache"], known["fingerprint"], self._tokens())
 
     def _tokens(self) -> dict[str, int]:
-        """Of each split in the cache; none for training where they come in windows, and where all arms are trained."""
+        """{split: tokens that the cache must hold}; without the training split if it comes in windows or all arms are
+        trained.
+        """
         tokens = self.recipe.split_tokens
         in_windows = self.recipe.harvest.window_tokens and self.recipe.reads_text
         trained = self.points == self._known().get("points") and all(arm.is_trained for arm in self.arms)
@@ -203,7 +210,7 @@ class _Job:
         return tokens
 
     def _opened(self) -> PlantedCache | GivenCache:
-        """Activations that no model reads. Of given ones it is noted how many there are."""
+        """Opens activations that need no model. The number of given ones is noted in run.json."""
         cache = self.source.open(self._tokens())
         if self.source.given:
             different = cache.split("train").n_tokens
@@ -216,7 +223,7 @@ class _Job:
         if self.ranks.first:
             refuse_what_cannot_fit(self.recipe, self.source.host.d, self.folder, device=self.source.device)
         cache = self.source.open(tokens)
-        # known from before where there are none to harvest
+        # known from an earlier call if the training split is not harvested now
         training = cache.split("train").n_tokens if "train" in tokens else self._known().get("training_tokens")
         self.state["data_fingerprint"] = cache.fingerprint
         if not self.source.planted and cache.left_out:
@@ -244,7 +251,7 @@ class _Job:
             return
         for arm in self.arms:
             if arm not in left and self.ranks.first:
-                # a signal that came between the SAE and the end of its stage leaves them
+                # a signal between writing the SAE and the end of its stage leaves checkpoints behind
                 shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
         if len(left) > 1 and self.in_lanes:
             self._train_side_by_side(cache, left)
@@ -254,7 +261,7 @@ class _Job:
                     self._train(cache, arm, self.progress)
 
     def _train_side_by_side(self, cache: ActivationCache | PlantedCache, arms: list[Arm]) -> None:
-        """Small SAEs, each on a core of its own; those with a meta SAE, which take longer, begin first."""
+        """Trains small SAEs side by side, each on one core. Those with a meta SAE take longer and begin first."""
         arms = sorted(arms, key=lambda arm: arm.name == BASELINE)
         total = len(arms) * self.recipe.train.tokens
         stage = self._stage(pending.training(arms), at_once=False)
@@ -269,12 +276,14 @@ class _Job:
         self._done(f"train {arm.label}", time.perf_counter() - start)
 
     def _measure_all(self, cache: ActivationCache | PlantedCache) -> None:
-        """Also arms that this call does not name, as all are judged alike. Raises Interrupted after a signal."""
+        """Measures all arms, also those that this call does not name, as all must be measured alike. Raises Interrupted
+        after a signal.
+        """
         otherwise = measured_otherwise(self.run, self.recipe.measure) if self.ranks.first else None
         otherwise = self.ranks.from_first(otherwise)
         if otherwise and self.ranks.first:
             self.progress.say(said_of(otherwise))
-            # they rest on the measures that are replaced
+            # these files depend on the measures that are replaced
             for name in ("across.json", "compare.json"):
                 (self.folder / name).unlink(missing_ok=True)
         for arm in dict.fromkeys([*self.arms, *otherwise]):
@@ -293,7 +302,7 @@ class _Job:
             self._done(f"measure {arm.label}", time.perf_counter() - start)
 
     def _together(self) -> None:
-        """What takes two SAEs, and the explorer's store; noted where there was anything to write."""
+        """Updates the measures that take two SAEs, and the explorer's store; notes in run.json what changed."""
         from metasae.compare.across import is_wanted
 
         spec, work = self.recipe.measure, {}
@@ -309,7 +318,7 @@ class _Job:
 
 
 def _command(folder: Path, device: str, ranks: Ranks) -> str:
-    """The shell command that goes on with a run; of several processes, as on one machine."""
+    """The shell command that continues a run; for several processes as on one machine."""
     program = ["metasae"] if ranks.size == 1 else ["torchrun", "--nproc-per-node", str(ranks.size), "-m", "metasae"]
     words = [*program, "run", str(folder / "recipe.toml"), "--out", str(folder)]
     return shlex.join(words if device == "cpu" else [*words, "--device", device])

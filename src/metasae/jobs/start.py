@@ -1,8 +1,8 @@
-"""What comes before any model is loaded: the run folder of a run claimed, or what it would do; SAEs that are to be
-measured, their names, whether a recipe can judge them, and the folder for that.
+"""The checks before a model is loaded. For a run: its folder is claimed, or a dry run says what it would do. For
+measuring: the SAEs, their names, whether the recipe can measure them, and the folder for the results.
 
-Needs no torch, so a mistake is answered at once: SAEs of ours are known by their configs. Those of other libraries tell
-by their weights alone.
+This needs no torch, so a mistake is refused at once. SAEs of ours are recognised by their configs, those of other
+libraries by their weights alone.
 """
 
 import os
@@ -28,22 +28,23 @@ from metasae.recipe.resolve import check_tagged_files, first_difference
 from metasae.sae.layout import CONFIG
 
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9_]+)(-s(?P<seed>\d+))?")
-# What may differ between two calls on one run folder: its arms and seeds grow, its arms may be measured again.
+# Values that may differ between two calls on one run folder: arms and seeds may be added, and arms may be measured
+# again.
 FREE = ("description", "arms", "seeds", "measure", "hook.also")
 
 
 @contextmanager
 def started(recipe: Recipe, folder: Path, track: str | None = None, progress: Progress = SILENT) -> Iterator[None]:
-    """Holds a run's folder, with the recipe in it, for as long as the block lasts. track: as of `metasae.jobs.run.run`.
+    """Holds a run's folder during the block and writes the recipe into it. track: as in `metasae.jobs.run.run`.
 
-    Raises UserError where another process holds the folder, where it holds a run of another recipe, where it cannot be
-    written, and for a text, a model or a sink that is not there.
+    Raises UserError if another process holds the folder, if it contains a run of another recipe, if it cannot be
+    written, and for a text, a model or a tracking package that does not exist.
     """
     if track is not None:
         from metasae.tracking.sinks import check_sink
 
         check_sink(track)
-    # of several processes of one job (torchrun) the first claims the folder, and the others work under its lock
+    # in a job of several processes (torchrun) the first claims the folder, and the others work under its lock
     if os.environ.get("RANK", "0") != "0":
         yield
         return
@@ -53,11 +54,11 @@ def started(recipe: Recipe, folder: Path, track: str | None = None, progress: Pr
 
 
 def claim(recipe: Recipe, folder: Path) -> None:
-    """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to
-    it, and what is measured may change, as trained weights do not depend on it (`metasae.jobs.pending`).
+    """Writes the recipe into the run folder. A folder with another recipe is refused. Arms and seeds may be added, and
+    the table `measure` may change, as trained weights do not depend on it (`metasae.jobs.pending`).
 
-    A folder in which no stage was finished and no arm begun holds nothing that another recipe could spoil, so a typo
-    put right goes on in it.
+    If no stage was finished and no arm begun, any recipe is accepted, so a mistake can be corrected without a new
+    folder.
     """
     path = folder / "recipe.toml"
     if path.exists() and ((folder / "run.json").exists() or any((folder / "arms").glob("*/checkpoints"))):
@@ -78,7 +79,7 @@ def claim(recipe: Recipe, folder: Path) -> None:
 
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:
-    """Raises UserError where the folder cannot be written."""
+    """Writes recipe.toml into the folder. Raises UserError if the folder cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         recipe.save(folder / "recipe.toml")
@@ -87,7 +88,9 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
 
 
 def dry_run(recipe: Recipe, folder: Path, show: bool) -> dict:
-    """What a run would do: its folder, arms, steps and tokens. show: the recipe as TOML and a summary on stdout."""
+    """What a run would do: its folder, arms, steps and tokens. show: print the recipe as TOML and a summary on
+    stdout.
+    """
     steps, tokens = -(-recipe.train.tokens // recipe.train.batch), sum(recipe.split_tokens.values())
     arms = [f"{arm}-s{seed}" for seed in recipe.seeds for arm in recipe.arms]
     if show:
@@ -104,8 +107,9 @@ def dry_run(recipe: Recipe, folder: Path, show: bool) -> dict:
 
 @dataclass(frozen=True)
 class Target:
-    """An SAE in any format, the arm and seed it is measured as, its run's meta SAE and the recipe it was trained by,
-    where it has them. stated: how it says it was trained.
+    """An SAE to measure, in any format. folder: its path. name, seed: the arm and seed it is measured as. meta, recipe:
+    its run's meta SAE and the recipe it was trained by; None if there is none. stated: the conditions of its training,
+    by its metadata.
     """
 
     folder: Path
@@ -125,18 +129,18 @@ def claimed(
     device: str = "cpu",
     progress: Progress = SILENT,
 ) -> Iterator[tuple[list[Target], Recipe]]:
-    """Gives (the SAEs to measure, the recipe that judges them), and holds the folder for their measures as long as the
-    block lasts.
+    """Yields (the SAEs to measure, the recipe to measure them by), and holds the folder for the results during the
+    block.
 
-    Arguments as of `metasae.jobs.measure.measure`, whose errors it raises, beside those for a folder that another
-    process holds, that holds measures made otherwise, or that cannot be written.
+    Arguments and errors as of `metasae.jobs.measure.measure`. Raises UserError too if another process holds the folder,
+    if it contains measures by another recipe, or if it cannot be written.
     """
     targets = [target for folder in folders for target in named_targets(str(folder))]
     if not targets:
         raise UserError("no SAE to measure; give run folders or SAE folders")
     _refuse_same_names(targets)
     source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe or recipe_of(targets[0])
-    # training is over, whatever it was charged
+    # a stored recipe, as penalties that this process does not know do not matter after training
     resolved, lines = adopted(
         [target.stated for target in targets], Recipe.stored(source, overrides), [*(overrides or {})]
     )
@@ -152,35 +156,35 @@ def claimed(
             _refuse_elsewhere(target, resolved)
     with alone_on(out, progress):
         path = out / "recipe.toml"
-        # where nothing is measured yet there is nothing that another recipe could spoil
+        # another recipe is accepted as long as nothing is measured
         if path.exists() and any(out.glob("arms/*/measures.json")) and Recipe.stored(path) != resolved:
-            raise UserError(f"{out} holds measures made otherwise; choose another --out or delete the folder")
+            raise UserError(f"{out} holds measures by another recipe; choose another --out or delete the folder")
         write_recipe(resolved, out)
         yield targets, resolved
 
 
 def named_targets(text: str) -> list[Target]:
-    """The SAEs of `PATH` or `NAME=PATH`. Raises UserError for a name that no arm can have, and as `find_targets`."""
+    """The SAEs of `PATH` or `NAME=PATH`. Raises UserError for a name that an arm cannot have, and as `find_targets`."""
     name, sign, path = text.partition("=")
     if not sign or Path(text).exists():
         return find_targets(Path(text))
     match = _NAME.fullmatch(name)
     if match is None:
-        raise UserError(f"'{name}' is no name for an SAE; give letters, digits and _, and -s3 after it for seed 3")
+        raise UserError(f"'{name}' cannot name an SAE; use letters, digits and _, and -s3 at the end for seed 3")
     targets = find_targets(Path(path))
     if not (Path(path) / "arms").is_dir():
         return [replace(targets[0], name=match["name"], seed=int(match["seed"] or targets[0].seed))]
     if match["seed"]:
         raise UserError(
-            f"{path} is a run of several SAEs, which have seeds of their own; give a name without -s{match['seed']}"
+            f"{path} is a run of several SAEs with seeds of their own; give a name without -s{match['seed']}"
         )
     return [replace(target, name=f"{name}_{target.name}") for target in targets]
 
 
 def find_targets(folder: Path) -> list[Target]:
-    """The SAEs in a run folder's arms, or the one that `metasae.interop.load` finds at a path.
+    """The SAEs in a run folder's arms, or the one SAE that `metasae.interop.load` finds at a path.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     if (folder / "arms").is_dir():
         return [target for arm in RunFolder(folder).trained() for target in find_targets(arm.folder / "primary")]
@@ -200,23 +204,23 @@ def find_targets(folder: Path) -> list[Target]:
 
 
 def recipe_of(target: Target) -> dict:
-    """The recipe an SAE of ours was trained by, without leave to run a model's code.
+    """The recipe an SAE of ours was trained by, with model.trust_remote_code = false.
 
-    Raises UserError where the SAE does not say.
+    Raises UserError if the SAE does not contain it.
     """
     if target.recipe is None:
         raise UserError(
             f"{target.folder} does not say which model and text it belongs to; give --recipe with model, hook and text"
         )
-    # whoever wrote the SAE does not decide whether a model's code is run here; --set model.trust_remote_code=true does
+    # the author of an SAE must not decide whether a model's code is run here; --set model.trust_remote_code=true does
     return {**target.recipe, "model": {**target.recipe.get("model", {}), "trust_remote_code": False}}
 
 
 def _refuse_seen(target: Target, recipe: Recipe) -> None:
-    """Raises UserError for an SAE of ours that was trained on documents that this recipe judges on.
+    """Raises UserError for an SAE of ours that was trained on documents that this recipe measures on.
 
-    Which split a document belongs to follows from its words: the first shares are calibration and evaluation, the rest
-    is training.
+    A document's split follows from a hash of its content: the first shares are calibration and evaluation, the rest is
+    training.
     """
     theirs, ours = (target.recipe or {}).get("text", {}), recipe.text.model_dump(mode="json")
     same = all(theirs.get(key) == ours[key] for key in ("source", "name", "split", "column"))
@@ -225,9 +229,9 @@ def _refuse_seen(target: Target, recipe: Recipe) -> None:
     untrained, judged = (text["calibration_share"] + text["evaluation_share"] for text in (theirs, ours))
     if judged > untrained + 1e-9:
         raise UserError(
-            f"{target.folder} was trained on documents that would be judged here: all beyond the first {untrained:g} "
-            f"of the text, of which text.calibration_share + text.evaluation_share take {judged:g}; --set them so that "
-            f"they take no more than {untrained:g}"
+            f"{target.folder} was trained on documents that would be used for measuring: it was trained on all but the "
+            f"first {untrained:g} of the text, and text.calibration_share + text.evaluation_share take {judged:g}; "
+            f"--set them so that they take no more than {untrained:g}"
         )
 
 
@@ -240,8 +244,8 @@ def _refuse_elsewhere(target: Target, recipe: Recipe) -> None:
     for what, (one, other) in places.items():
         if one != other:
             raise UserError(
-                f"{target.folder} was trained with {what} = {one}, the first SAE with {other}; measure them apart, or "
-                f"--set {what} where both belong"
+                f"{target.folder} was trained with {what} = {one}, the first SAE with {other}; measure them in "
+                f"separate calls, or choose {what} with --set"
             )
 
 

@@ -1,4 +1,6 @@
-"""Progress on stderr: a bar per task; of a run two bars, its own over its stage's; plain lines where nobody watches."""
+"""Progress on stderr: a bar for each task; for a run a bar for all stages above one for the current stage; plain lines
+if stderr is not a terminal.
+"""
 
 import sys
 import threading
@@ -21,9 +23,9 @@ _BAR = 20
 
 @dataclass
 class Bars:
-    """Drawn anew as often as the terminal is.
+    """The bars, drawn again at every refresh of the terminal.
 
-    timetable: of a run. tasks: those that are under way, the innermost last.
+    timetable: of a run, None outside a run. tasks: the running tasks, the innermost last.
     """
 
     timetable: Timetable | None = None
@@ -33,7 +35,7 @@ class Bars:
         rows = Table.grid(padding=(0, 1, 0, 0))
         rows.add_column(width=_BAR)
         rows.add_column(no_wrap=True, overflow="ellipsis")
-        # read once: the stage may end while it is drawn
+        # read once, as the stage may end during drawing
         table, tasks = self.timetable, list(self.tasks)
         stage = table and table.current
         if table is None:
@@ -49,7 +51,7 @@ class Bars:
 
 
 def _run(table: Timetable, whole: Task | None) -> str:
-    """The stage's place in the run, and the time until the run ends."""
+    """The number of the current stage, and the time until the run ends."""
     left = table.run_left(whole)
     if left is None:
         return table.place
@@ -58,7 +60,7 @@ def _run(table: Timetable, whole: Task | None) -> str:
 
 
 def _facts(task: Task, left: float | None) -> list[str]:
-    """A task with its share, its rate and its latest numbers, and the time until it or its stage ends."""
+    """A task's share, rate and latest numbers, and the time until it or its stage ends."""
     name = f"{task.name}, {100 * task.share:.0f}%" if task.share else task.name
     numbers = "  ".join(f"{number} {value:.4g}" for number, value in task.live.items())
     return [name, task.rate if task.done else "", _left(left), numbers]
@@ -73,14 +75,14 @@ def _joined(facts: list[str]) -> str:
 
 
 def _bar(share: float | None) -> ProgressBar:
-    """A pulse where the share is not known."""
+    """A bar of a share from 0 to 1, or a pulse if the share is not known."""
     return ProgressBar(total=1.0, completed=share or 0.0, width=_BAR, pulse=share is None)
 
 
 class Progress:
-    """On stderr when it is a terminal, bars; otherwise a line when a task ends; nothing at all when not enabled.
+    """Shows progress on stderr: bars on a terminal, otherwise a line when a task ends. Shows nothing if not enabled.
 
-    Inside `run`, a stage has a line when it begins and one when it ends, and its tasks are steps on the stage's bar.
+    Inside `run`, a stage prints a line when it begins and when it ends, and its tasks move the stage's bar.
     """
 
     def __init__(self, enabled: bool = True):
@@ -90,12 +92,12 @@ class Progress:
         self._drawing = False
 
     def say(self, line: str) -> None:
-        """One line of news."""
+        """Prints one line, if enabled."""
         if self.enabled:
             self.answer(line)
 
     def answer(self, line: str) -> None:
-        """One line to whoever pressed a key: shown also where all else is silent."""
+        """Prints one line in answer to a key press, also if not enabled."""
         self._console.print(line, markup=False, soft_wrap=True)
 
     @contextmanager
@@ -110,8 +112,8 @@ class Progress:
 
     @contextmanager
     def _drawn(self, transient: bool) -> Iterator[bool]:
-        """Draws the bars while inside, where a terminal shows them; gives whether it does."""
-        # asked before anything is drawn: while it is, rich stands in for stderr, and before 14.1 calls itself no
+        """Draws the bars during the block if stderr is a terminal; yields whether it does."""
+        # asked before drawing: during it, rich replaces stderr, and releases before 14.1 then report that it is not a
         # terminal
         self._drawing = self.enabled and sys.stderr.isatty()
         live = Live(self._bars, console=self._console, transient=transient, refresh_per_second=8)
@@ -123,7 +125,7 @@ class Progress:
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
-        """One stage of the run, of which a line is left; outside a run nothing is shown of it."""
+        """One stage of the run; a line about it remains. Outside a run nothing is shown."""
         timetable = self._bars.timetable
         if timetable is None:
             yield
@@ -138,7 +140,9 @@ class Progress:
 
     @contextmanager
     def task(self, name: str, total: int | None, unit: str = "tokens") -> Iterator[Task]:
-        """`total` units of work (None: unknown): a step of the stage that is on, outside any a bar of its own."""
+        """A task of `total` units of work (None: unknown). Inside a stage it moves the stage's bar, otherwise it has a
+        bar of its own.
+        """
         task, timetable = Task(name, total, unit), self._bars.timetable
         if not self.enabled:
             yield task
@@ -168,9 +172,9 @@ def tracked(
     unit: str = "tokens",
     size: Callable[[Item], int] = len,
 ) -> Iterator[Item]:
-    """The items one after the other, as a task that moves on by `size(item)` when the next one is asked for.
+    """Yields the items as a task, which advances by `size(item)` when the next item is requested.
 
-    Only for the head of a `for` loop: an error in the loop then ends the task at once.
+    Use it only as the iterable of a `for` loop: an error in the loop then ends the task at once.
     """
     with progress.task(name, total, unit) as task:
         for item in items:
@@ -179,7 +183,7 @@ def tracked(
 
 
 class SharedTask:
-    """A task that several lanes move forward together. To each of them it is a `Progress` that has this one task."""
+    """A task that several threads advance together. Each thread uses it like a `Progress` with this one task."""
 
     def __init__(self, task: Task):
         self._task, self._lock = task, threading.Lock()
@@ -193,6 +197,6 @@ class SharedTask:
             self._task.skip(amount)
 
     def advance(self, amount: int, **live: float) -> None:
-        """The lanes' own numbers say nothing of the whole and are left out."""
+        """Advances the task. The numbers of single threads do not describe the whole and are left out."""
         with self._lock:
             self._task.advance(amount)

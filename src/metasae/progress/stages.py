@@ -1,19 +1,19 @@
-"""The stages of a run and their tasks: which one is on, and how long the rest takes if it goes as the stages before."""
+"""The stages of a run and their tasks: the current stage, and an estimate of the remaining time from earlier stages."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# A rate is believed once so much of a stage and so many seconds are behind it.
+# A rate is used once this share of a stage and this many seconds have passed.
 _SHARE, _SECONDS = 0.05, 2.0
 Clock = Callable[[], float]
 
 
 class Task:
-    """One running task: `total` units of work, None where that is not known.
+    """One running task of `total` units of work, None if that is not known.
 
-    done: units since it began; skipped: units that an earlier run did, which are no part of the rate; live: the numbers
-    given last.
+    done: units since it began. skipped: units that an earlier run did, which do not count in the rate. live: the latest
+    numbers.
     """
 
     def __init__(self, name: str | None, total: int | None, unit: str = "tokens", clock: Clock = time.perf_counter):
@@ -25,7 +25,7 @@ class Task:
         self.skipped += amount
 
     def advance(self, amount: int, **live: float) -> None:
-        """`advance(amount, loss=...)` moves the bar and shows the numbers given."""
+        """Moves the bar by `amount` units and shows the given numbers, as in `advance(amount, loss=...)`."""
         self.done += amount
         self.live = live or self.live
 
@@ -35,12 +35,12 @@ class Task:
 
     @property
     def share(self) -> float | None:
-        """From 0 to 1; None where the total is not known."""
+        """The share that is done, from 0 to 1; None if the total is not known."""
         return min((self.done + self.skipped) / self.total, 1.0) if self.total else None
 
     @property
     def length(self) -> float | None:
-        """Seconds that all units take; None where too little is done to say."""
+        """Estimated seconds for all units; None if too little is done for an estimate."""
         believed = self.total and self.done > _SHARE * self.total and self.seconds > _SECONDS
         return self.seconds * self.total / self.done if believed else None
 
@@ -55,9 +55,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Stage:
-    """title: what is done, in plain words. kind: stages of one kind take about the same time.
+    """A stage of a run. title: what is done, for the user. kind: stages of one kind take about the same time.
 
-    quick: it takes next to no time. whole: its first task is the whole stage, so that the task's share is the stage's.
+    quick: it takes almost no time. whole: its first task is the whole stage, so the task's share is the stage's share.
     """
 
     kind: str
@@ -67,9 +67,9 @@ class Stage:
 
 
 class Timetable:
-    """Stages in the order in which they come. The caller begins and ends them.
+    """The stages of a run in their order. The caller begins and ends them.
 
-    whole, below: the stage's task, where that task is the whole stage.
+    whole, below: the stage's task if it is the whole stage, else None.
     """
 
     def __init__(self, stages: Sequence[Stage], clock: Clock = time.perf_counter):
@@ -85,38 +85,40 @@ class Timetable:
 
     @property
     def place(self) -> str:
-        """The current stage as a run's lines call it."""
+        """The current stage in words: `stage 2 of 5: ...`."""
         return f"stage {self.number} of {len(self.stages)}: {self.current.title}"
 
     def begin(self, stage: Stage) -> None:
-        """One that was not planned for comes last."""
+        """Begins a stage; a stage that was not planned is added at the end."""
         if stage not in self.stages:
             self.stages += (stage,)
         self.current, self.number, self._start = stage, self.stages.index(stage) + 1, self._clock()
 
     def end(self) -> float:
-        """Ends the current stage; the seconds that it took."""
+        """Ends the current stage; returns its seconds."""
         seconds = self.elapsed
         self._seconds.setdefault(self.current.kind, []).append(seconds)
         self.current = None
         return seconds
 
     def share(self, whole: Task | None) -> float | None:
-        """How much of the current stage is done, from 0 to 1; None where nothing says so."""
+        """The share of the current stage that is done, from 0 to 1; None if unknown."""
         if whole is not None and whole.total:
             return whole.share
         known = self._mean(self.current)
         return min(self.elapsed / known, 0.99) if known else None
 
     def stage_left(self, whole: Task | None) -> float | None:
-        """Seconds until the current stage ends; None where nothing is known of it."""
+        """Estimated seconds until the current stage ends; None if unknown."""
         if whole is not None and whole.left is not None:
             return whole.left
         known = self._mean(self.current)
         return None if known is None else max(known - self.elapsed, 0.0)
 
     def run_left(self, whole: Task | None) -> tuple[float, bool] | None:
-        """(seconds until the last stage ends, whether that is all of them: else of the stages that are known)."""
+        """(estimated seconds until the run ends, whether every stage has an estimate; the others are left out). None
+        without estimates.
+        """
         length = whole.length if whole is not None else None
         left = [self.stage_left(whole)]
         for later in self.stages[self.number :]:
@@ -125,7 +127,7 @@ class Timetable:
         return (sum(known), len(known) == len(left)) if any(known) else None
 
     def _mean(self, stage: Stage) -> float | None:
-        """Seconds that stages of this kind took so far; None where none has ended."""
+        """Mean seconds of the finished stages of this kind; None if none has finished."""
         if stage.quick:
             return 0.0
         seconds = self._seconds.get(stage.kind)
@@ -133,7 +135,7 @@ class Timetable:
 
 
 def in_words(seconds: float) -> str:
-    """A length of time as one says it: `40 s`, `3 min`, `1 h 20 min`."""
+    """A length of time in words: `40 s`, `3 min`, `1 h 20 min`."""
     if seconds < 90:
         return f"{max(5, round(seconds / 5) * 5)} s"
     minutes = round(seconds / 60)
@@ -144,7 +146,7 @@ def in_words(seconds: float) -> str:
 
 
 def short(number: float) -> str:
-    """1234.5 as 1.2k."""
+    """A number with a unit letter: 1234.5 as 1.2k."""
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             return f"{number / limit:.1f}{letter}"

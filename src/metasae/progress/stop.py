@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: answered at once, and obeyed as soon as nothing that is worth keeping is lost by it."""
+"""Ctrl-C and SIGTERM: answered at once, and obeyed as soon as no work worth keeping would be lost."""
 
 import os
 import signal
@@ -11,21 +11,23 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """A first signal, to which one line on stderr is the answer. A second one acts as if nobody listened.
+    """Whether a signal asked to stop. The first signal is answered by one line; a second one has its usual effect.
 
-    What loses only its own unfinished file runs inside `at_once`, where the first signal raises KeyboardInterrupt.
-    All else looks at `asked` where it can stop, and saves what it has.
+    Work that would lose only its own unfinished file runs inside `at_once`, where the first signal raises
+    KeyboardInterrupt. All other work checks `asked` where it can stop, and saves its state.
 
-    say: prints the answer; None keeps quiet. doing: what goes on, as the answer calls it.
+    say: prints the answer; None prints nothing. doing: the current work, as named in the answer.
     """
 
-    def __init__(self, say: Callable[[str], None] | None = None, doing: str = "the work in hand"):
+    def __init__(self, say: Callable[[str], None] | None = None, doing: str = "the current work"):
         self.asked, self.doing = False, doing
         self._say, self._at_once = say, False
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Takes both signals while inside, but for one that this process ignores. Only a main thread is sent any."""
+        """Handles both signals during the block, except one that this process ignores. Only the main thread receives
+        signals.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -52,12 +54,12 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """While inside, a signal raises KeyboardInterrupt, as does one that came before.
+        """During the block a signal raises KeyboardInterrupt; so does a signal that came before.
 
-        In a lane only one that came before does.
+        In another thread only a signal that came before does.
         """
         if threading.current_thread() is not threading.main_thread():
-            # signals go to the main thread, which waits for all lanes
+            # signals go to the main thread, which waits for all threads
             if self.asked:
                 raise KeyboardInterrupt
             yield
@@ -74,10 +76,10 @@ class StopRequest:
     def _answer(self) -> None:
         if self._say is None:
             return
-        manner = "stopping" if self._at_once else "finishing the step in hand, then saving"
+        manner = "stopping" if self._at_once else "finishing the current step, then saving"
         line = f"{manner} ({self.doing}); Ctrl-C again to stop now"
         try:
             self._say(line)
         except RuntimeError:
-            # the signal came while this thread wrote to stderr, which takes no line in the middle of another
+            # the signal came while this thread was writing to stderr, which cannot be entered again
             os.write(sys.__stderr__.fileno(), f"\n{line}\n".encode())

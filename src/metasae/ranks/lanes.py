@@ -1,9 +1,9 @@
 """Lanes: threads of one process that each run torch on a single core.
 
-On a processor, torch deals every product out to all cores and waits for the slowest. Small products are done before
-that pays, and where another program takes a core, every product waits for it. Two pieces of work side by side, each on
-one core, have nothing to wait for. The bits of a piece do not depend on how many lanes there are, as each is worked out
-on one core.
+On a processor, torch divides every product among all cores and waits for the slowest. For small products this costs
+more than it saves, and if another program uses a core, every product waits for it. Two pieces of work side by side,
+each on one core, do not wait for each other. The result of a piece does not depend on the number of lanes, as each
+piece is computed on one core.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,28 +19,28 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 
-# A product of so many multiplications takes a core some 10 ms. Below that, waiting for a second core costs more than it
-# saves.
+# A product of this many multiplications takes one core about 10 ms. Below that, waiting for a second core costs more
+# than it saves.
 SMALL_PRODUCT = 1e9
 
 
 def is_small(multiplications: float) -> bool:
-    """Whether matrix products of at most so many multiplications are better made on one core than on all."""
+    """Whether matrix products of this many multiplications are faster on one core than on all."""
     return multiplications <= SMALL_PRODUCT
 
 
 def side_by_side(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Result]:
-    """work(piece) of every piece, in their order, worked out in as many lanes as torch may use threads here.
+    """[work(piece)] for every piece, in order, computed in as many lanes as torch may use threads.
 
-    work: must not change what another piece reads. The first error is raised once the pieces under way are done; no
-    further one is begun. In a lane of another call there is one thread, so the pieces come one after the other.
+    work: must not change what another piece reads. The first error is raised when the running pieces are done; no
+    further piece is begun. Within a lane of another call there is one thread, so the pieces run one after another.
     """
     pieces = list(pieces)
     lanes = min(torch.get_num_threads(), len(pieces))
     with on_one_core():
         if lanes < 2:
             return [work(piece) for piece in pieces]
-        # a new thread begins with gradients on, whatever is set in this one
+        # a new thread starts with gradients enabled, whatever is set in this thread
         gradients = torch.is_grad_enabled()
         with ThreadPoolExecutor(lanes, "lane", torch.set_grad_enabled, (gradients,)) as pool:
             try:
@@ -51,11 +51,11 @@ def side_by_side(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> li
 
 @contextmanager
 def on_one_core() -> Iterator[None]:
-    """Torch and numpy use a single core inside, in this thread and in those that are started here."""
+    """During the block torch and numpy use a single core, in this thread and in threads started in it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        # numpy's products have threads of their own, of which torch knows nothing
+        # numpy's products use threads of their own, which torch does not control
         with _pools().limit(limits=1, user_api="blas"):
             yield
     finally:
@@ -64,5 +64,5 @@ def on_one_core() -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _pools() -> ThreadpoolController:
-    """The thread pools of the libraries in this process, looked for once."""
+    """The thread pools of the libraries in this process, searched for once."""
     return ThreadpoolController()

@@ -1,7 +1,7 @@
-"""The names a recipe may use, and where each is made. Imports no torch, so that a wrong name is answered at once.
+"""The names a recipe may use, and where each is implemented. Imports no torch, so that a wrong name is refused at once.
 
-A new penalty or architecture is one file and one line here. Everything else asks this page: the recipe which names
-there are, training what is behind a name, doctor and several ranks what the class or function says of itself.
+A new penalty or architecture takes one file and one line here. Recipe, training, doctor and training on several ranks
+all look names up in this file.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from metasae.errors import UserError, nearest
 if TYPE_CHECKING:
     from pydantic import ValidationInfo
 
-# name -> the module and the class in it; of a user's own (`metasae.architecture`) the class
+# name -> "module:class"; for a user's own architecture (`metasae.architecture`) the class itself
 ARCHITECTURES: dict[str, Any] = {
     "batchtopk": "metasae.sae.architectures.batchtopk:BatchTopK",
     "topk": "metasae.sae.architectures.topk:TopK",
@@ -21,28 +21,29 @@ ARCHITECTURES: dict[str, Any] = {
     "relu": "metasae.sae.architectures.relu:ReLU",
     "matryoshka": "metasae.sae.architectures.matryoshka:Matryoshka",
 }
-# name -> the module and the function in it; of a user's own (`metasae.penalty`) the function
+# name -> "module:function"; for a user's own penalty (`metasae.penalty`) the function itself
 PENALTIES: dict[str, Any] = {
     "ortsae": "metasae.train.penalties.ortsae:largest_cosines",
     "c2r": "metasae.train.penalties.c2r:nearest_cosines_by_firing",
     "firing_cosine": "metasae.train.penalties.firing_cosine:firing_weighted_cosine",
     "cofiring": "metasae.train.penalties.cofiring:cofiring_weighted_cosine",
 }
-# A penalty whose name stood for another one before: name -> (up to which coefficient a recipe may be of that time, what
-# it is told).
+# Penalties whose name meant another penalty before: name -> (the largest coefficient that an old recipe may have, the
+# note that is shown).
 RENAMED = {
     "c2r": (
         1.0,
-        "c2r is the published C2R (arXiv 2606.30609; coefficient 5). Before 0.1.0 the name stood for a far weaker "
-        "penalty, which is now firing_cosine",
+        "c2r is the published C2R (arXiv 2606.30609; coefficient 5). Before 0.1.0 this name meant a far weaker "
+        "penalty, which is now called firing_cosine",
     )
 }
 
 
 @dataclass(frozen=True)
 class ArmRules:
-    """What an arm is. meta: it trains a meta SAE, after the primary where `after`; penalty: the primary is charged for
-    its rows; atomic: it is trained with `train.nest` and `train.births`.
+    """How an arm is trained. meta: it trains a meta SAE. after: the meta SAE is trained after the primary, not beside
+    it. penalty: the primary pays for decoder rows that the meta SAE can rebuild. atomic: it is trained with
+    `train.nest`, `train.margin` and `train.births`.
     """
 
     meta: bool = False
@@ -52,11 +53,11 @@ class ArmRules:
 
     @property
     def keeps_primary(self) -> bool:
-        """Whether its primary SAE has the baseline's weights to the bit, as its meta SAE does not act on it."""
+        """Whether its primary SAE has exactly the baseline's weights, as its meta SAE does not act on the primary."""
         return self.meta and not self.penalty
 
 
-# In the order in which arms are listed.
+# Arms are listed in this order.
 ARMS = {
     "solo": ArmRules(),
     "control": ArmRules(meta=True),
@@ -65,16 +66,16 @@ ARMS = {
     "atomic": ArmRules(atomic=True),
     "atomic-joint": ArmRules(meta=True, penalty=True, atomic=True),
 }
-# The arm that others are compared with, where a run has it, and the one that the comparison is about.
+# The arm that the others are compared with, if a run has it; and the arm that the comparison is about.
 BASELINE, SUBJECT = "solo", "joint"
 
 
 @dataclass(frozen=True)
 class Known:
-    """A validator for recipes: the name must be one of `table` when the recipe is read.
+    """A validator for recipes: a name must be in `table` when the recipe is read.
 
-    what: what the names are of, for the message. own: whether users may add names, so that a stored recipe may have
-    others (`is_stored`).
+    what: the kind of thing that is named, for the error message. own: whether users may add names; a stored recipe may
+    then hold names that are not in the table (`is_stored`).
     """
 
     what: str
@@ -88,18 +89,20 @@ class Known:
 
 
 def is_stored(info: "ValidationInfo") -> bool:
-    """Whether the recipe is one that a run left (`Recipe.stored`); it may name what a user defined in that process."""
+    """Whether the recipe was written by a run (`Recipe.stored`), so that it may name what a user defined in that
+    process.
+    """
     return bool(info.context and info.context.get("stored"))
 
 
 def named(table: dict[str, Any], name: str) -> Any:
     """The class or function behind a name of ARCHITECTURES or PENALTIES.
 
-    Raises UserError for a name that is not there, which a stored recipe may have.
+    Raises UserError for an unknown name, which a stored recipe may have.
     """
     if name not in table:
         raise UserError(
-            f"'{name}' was defined in Python and is not known to this process; import the module that defines it"
+            f"'{name}' was defined in Python and this process does not know it; import the module that defines it"
         )
     if not isinstance(table[name], str):
         return table[name]
@@ -108,6 +111,6 @@ def named(table: dict[str, Any], name: str) -> Any:
 
 
 def place_of(arm: str) -> tuple[int, str]:
-    """What arms are sorted by: those of the table first, then others by name."""
+    """The sort key of an arm: arms of the table first, in its order, then others by name."""
     names = list(ARMS)
     return (names.index(arm) if arm in ARMS else len(names), arm)

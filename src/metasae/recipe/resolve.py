@@ -1,6 +1,5 @@
-"""A recipe as a run takes it: every value, checked as far as it can be without torch or a model, and the folder it
-writes into.
-"""
+"""A recipe as a run uses it: every value, checked as far as is possible without torch or a model, and the run "
+"folder."""
 
 import os
 import re
@@ -17,10 +16,10 @@ from metasae.recipe.recipe import Recipe
 def resolve(
     recipe: str | Path | dict | Recipe, out: str | Path | None, overrides: dict[str, Any] | None, device: str
 ) -> tuple[Recipe, Path]:
-    """(the recipe with every value, the run folder). Writes nothing.
+    """Resolves a recipe; returns (the recipe with every value, the run folder). Writes nothing.
 
     Raises UserError for an unknown recipe, key or value, values that contradict each other, a recipe without a model,
-    tagged sentences and a device that are not there.
+    tagged sentences that do not exist, and a device that is not available.
     """
     name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "run"
     source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
@@ -37,13 +36,15 @@ def resolve(
 
 
 def one_per_point(recipe: Recipe, folder: Path, points: list[str]) -> list[tuple[Recipe, Path]]:
-    """A run for each hook point, in a folder of its own under `folder`; the first one's harvest serves all. No points:
-    the run itself.
+    """(recipe, folder) of a run for each hook point, each in a folder under `folder`. The first run harvests for all.
+    Without points: the run itself.
     """
     if not points:
         return [(recipe, folder)]
     if len(set(points)) < len(points) or recipe.harvest.cache:
-        raise UserError("--points takes each point once, and no harvest.cache, as every point has a cache of its own")
+        raise UserError(
+            "--points takes each point once, and not together with harvest.cache, as every point has a cache of its own"
+        )
 
     def at(point: str, also: tuple[str, ...]) -> Recipe:
         return recipe.model_copy(update={"hook": recipe.hook.model_copy(update={"point": point, "also": also})})
@@ -55,7 +56,8 @@ def one_per_point(recipe: Recipe, folder: Path, points: list[str]) -> list[tuple
 
 
 def check_tagged_files(recipe: Recipe) -> None:
-    """Tagged sentences are read after all arms are trained, so that they are there is checked before.
+    """Checks before training that the files of tagged sentences exist, as they are read only after all arms are
+    trained.
 
     Raises UserError.
     """
@@ -73,9 +75,9 @@ def check_tagged_files(recipe: Recipe) -> None:
 
 
 def first_difference(recipe: Recipe, other: Recipe, free: Collection[str]) -> tuple[str, Any, Any] | None:
-    """(dotted key, the recipe's value, the other's) of the first value that differs; None where none does.
+    """(dotted key, the recipe's value, the other's value) of the first value that differs; None if all are equal.
 
-    free: tables and dotted keys that may differ. A key that one of them leaves out counts as None.
+    free: tables and dotted keys that may differ. A key that one of the recipes lacks counts as None.
     """
     ours, theirs = _flat(recipe), _flat(other)
     for key in {**ours, **theirs}:

@@ -1,4 +1,4 @@
-"""The figures of a report, drawn without a display or global state: each function gives one matplotlib Figure."""
+"""The figures of a report. Each function returns a matplotlib Figure, without a display or global state."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from metasae.compare.catalogue import CATALOGUE, Quantity, by_pair, is_establish
 from metasae.compare.compare import Measured, by_arm
 from metasae.recipe.registry import BASELINE
 
-# Okabe and Ito's colours, told apart by colour-blind readers; the line styles say it again
+# Okabe and Ito's colours, which colour-blind readers can distinguish; line styles distinguish the arms too
 STYLES = {
     "solo": {"color": "#000000", "linestyle": "-"},
     "control": {"color": "#E69F00", "linestyle": "--"},
@@ -19,7 +19,7 @@ STYLES = {
 }
 OTHER_COLOURS = ("#D55E00", "#CC79A7", "#56B4E9")
 GREY = "#888888"
-# Of the picture of pairs; hardly any pair lies outside.
+# Bins of the figure of pairs; hardly any pair lies outside.
 PHI_EDGES = np.round(np.arange(-0.3, 0.601, 0.02), 2)
 CURVES = (("fvu", "FVU (share of variance)"), ("penalty", "penalty (mean p)"), ("aux", "auxiliary loss"))
 BETTER = {"lower": "  (lower is better)", "higher": "  (higher is better)", None: ""}
@@ -33,9 +33,9 @@ def style_of(arm: str) -> dict[str, str]:
 def empty_figure(
     panels: int, height: float, rows: int = 1, heights: Sequence[float] | None = None, width: float = 8
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with panels side by side in each of its rows.
+    """An empty figure with panels side by side in each row.
 
-    height, width: in inches. heights: of the rows to each other.
+    height, width: in inches. heights: relative heights of the rows.
     """
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     all_axes = list(figure.subplots(rows, panels, squeeze=False, height_ratios=heights).flat)
@@ -47,7 +47,9 @@ def empty_figure(
 
 
 def draw_legend(axes: Axes, on: Axes | Figure | None = None, **options: object) -> None:
-    """Each label of the axes once. on: whose legend it is; None: that of the axes. options: of matplotlib's legend."""
+    """Draws a legend with each label of the axes once. on: where to draw it, the axes if None. options: of matplotlib's
+    legend.
+    """
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     (on or axes).legend(list(once.values()), list(once), **{"frameon": False, "fontsize": 9, **options})
@@ -58,7 +60,7 @@ def draw_grid(axes: Axes, which: str = "major") -> None:
 
 
 def set_rows(axes: Axes, labels: Sequence[str], size: float = 9) -> None:
-    """One row for each label, from above. size: of the letters."""
+    """Gives the axes one row for each label, from the top. size: of the letters, in points."""
     axes.set_yticks(range(len(labels)), labels, fontsize=size)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
@@ -67,7 +69,7 @@ def set_rows(axes: Axes, labels: Sequence[str], size: float = 9) -> None:
 def draw_interval(
     axes: Axes, row: float, value: float, interval: Sequence[float] | None, colour: str, filled: bool, size: float
 ) -> None:
-    """A mark at `value` in a row, its interval as a bar. size: of the mark, in points."""
+    """Draws a mark at `value` in a row, and its interval as a bar. size: of the mark, in points."""
     if interval is not None:
         axes.plot(interval, [row, row], color=colour, linewidth=1.6, alpha=0.7, solid_capstyle="butt")
     axes.plot(value, row, "o", color=colour, markersize=size, markerfacecolor=colour if filled else "white")
@@ -76,8 +78,8 @@ def draw_interval(
 def relative_differences(pairs: dict, baseline: str = BASELINE) -> Figure | None:
     """The change of every main measure against the baseline with its interval: in percent, and below in pp for shares.
 
-    A mark is filled where the change is clear after Holm's correction. Measures with a change but no percentage are
-    named below. pairs: as in compare.json.
+    A mark is filled where the change is clear after Holm's correction. Measures with a change but without a percentage
+    are named below the figure. pairs: as in compare.json.
     """
     changed = [
         q
@@ -109,7 +111,7 @@ def relative_differences(pairs: dict, baseline: str = BASELINE) -> Figure | None
 
 
 def _draw_differences(axes: Axes, pairs: dict, quantities: list[Quantity]) -> None:
-    """One row per measure, one mark per pair in it."""
+    """Draws one row per measure, with one mark per pair of arms."""
     changes = []
     offsets = np.linspace(-0.2, 0.2, len(pairs)) if len(pairs) > 1 else [0.0]
     for offset, (pair, entries) in zip(offsets, by_pair(pairs).items(), strict=True):
@@ -126,7 +128,9 @@ def _draw_differences(axes: Axes, pairs: dict, quantities: list[Quantity]) -> No
 
 
 def _limits(changes: Sequence[tuple[float, list[float] | None]]) -> tuple[float, float]:
-    """Wide enough for every point. Intervals of very few seeds may run out of the frame, not flatten the rest."""
+    """Limits that include every point. A very wide interval of few seeds extends beyond the frame rather than flatten
+    the rest.
+    """
     ends = [abs(end) for _, interval in changes for end in (interval or ())]
     points = max(abs(value) for value, _ in changes)
     reach = max(min(max(ends, default=0.0), 4 * points), 1.15 * points, 1.0)
@@ -134,7 +138,9 @@ def _limits(changes: Sequence[tuple[float, list[float] | None]]) -> tuple[float,
 
 
 def phi_difference(measured: Sequence[Measured], baseline: str = BASELINE) -> Figure | None:
-    """How many more pairs of latents have a given phi than in the baseline, mean over the seeds both arms have."""
+    """The difference of the number of latent pairs at each phi to the baseline, mean over the seeds that both arms
+    have.
+    """
     counts = {
         arm: {seed: even_phi_counts(entry.measures["cooccurrence"]["histogram"]) for seed, entry in of_arm.items()}
         for arm, of_arm in by_arm(measured).items()
@@ -164,15 +170,15 @@ def phi_difference(measured: Sequence[Measured], baseline: str = BASELINE) -> Fi
 
 
 def even_phi_counts(histogram: dict) -> np.ndarray:
-    """Pairs of latents in each bin of PHI_EDGES, float64. The histogram's own bins, even in log |phi|, are cut where a
-    bin of ours ends, as if the pairs in one of them lay evenly.
+    """Pairs of latents in each bin of PHI_EDGES, float64. The histogram's bins are even in log |phi|; one that crosses
+    an edge is divided as if its pairs were spread evenly.
     """
     below = np.concatenate([[0.0], np.cumsum(histogram["counts"], dtype=np.float64)])
     return np.diff(np.interp(PHI_EDGES, histogram["edges"], below))
 
 
 def firing_rates(measured: Sequence[Measured]) -> Figure:
-    """How many latents fire at a given rate, mean over seeds."""
+    """The number of latents at each firing rate, mean over seeds."""
     figure, (axes,) = empty_figure(1, height=3.4)
     ends = []
     for arm, of_arm in by_arm(measured).items():
@@ -181,7 +187,7 @@ def firing_rates(measured: Sequence[Measured]) -> Figure:
         edges = np.asarray(histograms[0]["log10_edges"])
         bins = np.flatnonzero(counts)
         ends += [*edges[bins], *edges[bins + 1]]
-        # solo is drawn first and thicker, so that an arm lying on it leaves it visible
+        # solo is drawn first and thicker, so that it stays visible below an equal arm
         axes.stairs(counts, 10.0**edges, **style_of(arm), linewidth=3.2 if arm == "solo" else 1.4, label=arm)
     axes.set(
         xscale="log",
@@ -196,7 +202,7 @@ def firing_rates(measured: Sequence[Measured]) -> Figure:
 
 
 def loss_curves(measured: Sequence[Measured]) -> Figure | None:
-    """Training curves from metrics.jsonl, one line per seed. None when no arm has one."""
+    """Training curves from metrics.jsonl, one line per seed. None if no arm has one."""
     metrics = {entry.arm: entry.arm.metrics() for entry in measured}
     shown = [(key, label) for key, label in CURVES if any(row.get(key) for rows in metrics.values() for row in rows)]
     if not shown:

@@ -34,13 +34,14 @@ Mean = tuple[float | None, list[int] | None]
 SPLITS, WORST, WINDOWS = 10, 10, 4
 # Tokens on either side of a window's peak.
 AROUND = 10
-# Which latents are the worst, by the first of these that the SAE has: (column, largest first, in words).
+# What makes a latent one of the worst, by the first of these that the SAE has: (column, whether largest first, in
+# words).
 WORST_BY = (
     ("interp.detection.same_token", False, "lowest detection score against silent windows with the same token"),
     ("interp.embedding.same_token", False, "lowest embedding score against silent windows with the same token"),
     ("nearest_phi", True, "largest phi with another latent"),
 )
-# What LaTeX reads as its own -> how it prints it.
+# {character with a meaning in LaTeX: how it is printed}
 _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "<": r"\textless{}",
@@ -51,9 +52,9 @@ _SPECIAL = {
 def write_report(run_folder: str | Path, comparison: dict, explorer=None) -> Path:
     """Draws figures/*.png and *.svg, writes compare.tex and report.html; returns the page's path.
 
-    comparison: as `compare` gives it. explorer: the run's
-    `metasae.explore.pages.queries.Explorer`, from which single latents are shown; None shows none.
-    Raises UserError when recipe.toml is there but unreadable.
+    comparison: as `compare` returns it. explorer: the run's
+    `metasae.explore.pages.queries.Explorer`, from which single latents are shown; None shows none. Raises UserError if
+    recipe.toml exists but cannot be read.
     """
     run_folder = Path(run_folder)
     baseline = comparison["baseline"]
@@ -92,7 +93,7 @@ def _save(figure: Figure, place: Path) -> bytes:
 
 
 def _recipe_values(path: Path) -> dict[str, str]:
-    """recipe.toml as dotted keys; {} when the run folder has none."""
+    """{dotted key: value as text} of recipe.toml; {} if there is none."""
     if not path.is_file():
         return {}
     try:
@@ -118,8 +119,8 @@ def page(
 ) -> str:
     """The whole HTML document.
 
-    recipe: dotted key -> value as text. images: name -> PNG. latents: HTML about single latents. judges: what their
-    scores say of them.
+    recipe: {dotted key: value as text}. images: {name: PNG}. latents: HTML about single latents. judges: how far the
+    scores of each judge can be trusted.
     """
     comparison, equal = without_equal_arms(comparison)
     groups = [
@@ -143,9 +144,10 @@ def page(
 
 
 def without_equal_arms(comparison: dict) -> tuple[dict, list[str]]:
-    """The comparison without the arms that equal the baseline in every measure they have, and the names of these.
+    """(the comparison without the arms that equal the baseline in every measure, the names of these arms).
 
-    Such an arm (control, where it holds) would be a column of zeros. The baseline stays, and an arm that is left alone.
+    Such an arm (control, if it is as it must be) would be a column of zeros. If no other arm is left, the comparison is
+    unchanged.
     """
     pairs = by_pair(comparison["pairs"])
     equal = [
@@ -161,18 +163,20 @@ def without_equal_arms(comparison: dict) -> tuple[dict, list[str]]:
 
 
 def table(comparison: dict, quantities: Sequence[Quantity]) -> list[tuple[Quantity, dict[str, Mean]]]:
-    """(quantity, arm -> its mean) for the quantities that any arm has.
+    """[(quantity, {arm: mean})] for the quantities that any arm has.
 
-    A row's numbers are of the same seeds (`row_mean`).
+    All numbers of a row are over the same seeds (`row_mean`).
     """
     rows = [(q, {arm: row_mean(comparison, arm, q.key) for arm in comparison["arms"]}) for q in quantities]
     return [(q, means) for q, means in rows if any(mean is not None for mean, _ in means.values())]
 
 
 def row_mean(comparison: dict, arm: str, key: str) -> Mean:
-    """(an arm's mean, its seeds where they are not all of the arm's), so that a row's numbers are of the same seeds.
+    """(an arm's mean, its seeds if they are not all of the arm's), so that all numbers of a row are over the same
+    seeds.
 
-    Over the seeds of the first pair whose change rests on fewer than the arm has, else the arm's own.
+    The mean is over the seeds of the first pair whose change is over fewer seeds than the arm has, else over the arm's
+    own.
     """
     own = comparison["arms"][arm]
     every = len(own["values"].get(key, ()))
@@ -185,7 +189,9 @@ def row_mean(comparison: dict, arm: str, key: str) -> Mean:
 
 
 def between(entry: dict, shown: Sequence[float | None]) -> str:
-    """What a change is between, where that is not the two means of its row: of other seeds, or of two SAEs together."""
+    """The two numbers of a change, if they are not the two means of its row: those of other seeds, or of two SAEs
+    together.
+    """
     means = entry["a"], entry["b"]
     if None in means or all(math.isclose(*pair, rel_tol=1e-9) for pair in zip(means, shown, strict=True)):
         return ""
@@ -193,7 +199,7 @@ def between(entry: dict, shown: Sequence[float | None]) -> str:
 
 
 def latents_sections(explorer, baseline: str) -> Markup:
-    """HTML sections.
+    """The HTML sections about single latents.
 
     explorer: the run's `metasae.explore.pages.queries.Explorer`. baseline: the arm whose latents split; the worst
     latents are those of joint, or of the first other arm.
@@ -216,7 +222,7 @@ def latents_sections(explorer, baseline: str) -> Markup:
 
 
 def _one_per_child(split: dict) -> list[dict]:
-    """The first windows of each child in turn, so that none is left out."""
+    """The first windows of each child in turn, so that every child is shown."""
     n_children = len(split["children"])
     of_child = [[window for window in split["windows"] if window["fires"] == [child]] for child in range(n_children)]
     turns = range(max(1, WINDOWS // n_children))
@@ -224,8 +230,8 @@ def _one_per_child(split: dict) -> list[dict]:
 
 
 def _worst(explorer, sae: str) -> dict:
-    """{key, words, latents: [(latent, its value of key)]}, by the first of WORST_BY of which the SAE has numbers; {}
-    for none.
+    """{key, words, latents: [(latent, its value of key)]} by the first entry of WORST_BY that the SAE has numbers for;
+    {} if there is none.
     """
     columns = {column["key"] for column in explorer.latents(sae, limit=1)["columns"]}
     for key, descending, words in WORST_BY:
@@ -241,7 +247,7 @@ def _span(window: dict) -> range:
 
 
 def as_latex(comparison: dict) -> str:
-    """compare.tex: input it where the tables shall stand; needs the package booktabs.
+    """The text of compare.tex: tables to \\input, which need the package booktabs.
 
     comparison: as `compare` makes it.
     """

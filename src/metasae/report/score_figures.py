@@ -1,4 +1,4 @@
-"""The figures of auto-interp scores: the scores of every arm, and what differs between arms."""
+"""The figures of auto-interp scores: the scores of every arm, and the differences between arms."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ from metasae.report.figures import (
 def interp_scores(measured: Sequence[Measured]) -> Figure | None:
     """Every auto-interp score's mean over an arm's latents with its interval, one mark per seed.
 
-    Beside it stand chance and the score of shuffled explanations.
+    Chance and the score of shuffled explanations are drawn too.
     """
     rows = list(dict.fromkeys(row for entry in measured for row in _score_parts(entry)))
     if not rows:
@@ -43,7 +43,7 @@ def interp_scores(measured: Sequence[Measured]) -> Figure | None:
 
 
 def _draw_score(axes: Axes, row: int, offset: float, mean: dict, arm: str) -> None:
-    """A score's mean with its interval, that of shuffled explanations, and chance."""
+    """Draws a score's mean with its interval, the score of shuffled explanations, and chance."""
     colour, y = style_of(arm)["color"], row + offset
     if mean["ci95"]:
         axes.plot(mean["ci95"], [y, y], color=colour, linewidth=1.4, alpha=0.6, solid_capstyle="butt")
@@ -54,7 +54,7 @@ def _draw_score(axes: Axes, row: int, offset: float, mean: dict, arm: str) -> No
 
 
 def _score_parts(entry: Measured) -> dict[tuple[str, str], dict]:
-    """(score, part) -> its mean with the interval, and chance, of those that have a mean."""
+    """{(score, part): its mean with interval and chance}, for those that have a mean."""
     scores = entry.measures.get("interp", {}).get("scores", {})
     return {
         (name, part): {**mean, "chance": score["chance"]}
@@ -65,9 +65,9 @@ def _score_parts(entry: Measured) -> dict[tuple[str, str], dict]:
 
 
 def score_difference(differences: Sequence[dict]) -> Figure | None:
-    """Per score: which scores become more common among an arm's latents, and the mean differences.
+    """For each score: which values become more common among an arm's latents, and the mean differences.
 
-    Between them stand differences within pairs of matched latents, where there are any. differences: as
+    Between the two panels are the differences within pairs of matched latents, if there are any. differences: as
     `metasae.interp.differences.score_differences` gives them.
     """
     differences = [difference for difference in differences if difference["changes"]]
@@ -87,7 +87,7 @@ def score_difference(differences: Sequence[dict]) -> Figure | None:
 
 
 def _draw_steps(axes: Axes, shares: Sequence[float], edges: Sequence[float], label: str, arm: str = "") -> None:
-    """A histogram as a line, in percent. arm: "" for what chance does, in grey."""
+    """Draws a histogram as a line, in percent. arm: "" for a null distribution, which is grey."""
     style = {**style_of(arm), "linewidth": 1.8} if arm else {"color": "#aaaaaa", "linewidth": 1.1}
     axes.stairs(100 * np.array(shares), edges, **style, label=label, baseline=None)
 
@@ -106,7 +106,7 @@ def _draw_pairs(axes: Axes, difference: dict) -> None:
         _draw_steps(axes, pairs["mirrored"], pairs["edges"], "mirrored")
         _draw_steps(axes, pairs["share"], pairs["edges"], f"{arm} − {difference['baseline']}", arm)
     axes.axvline(0, color=GREY, linewidth=1)
-    axes.set(xlabel=f"{difference['score']}, a latent less its match", ylabel="share of pairs (%)")
+    axes.set(xlabel=f"{difference['score']}, a latent minus its match", ylabel="share of pairs (%)")
     draw_grid(axes)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
 
@@ -136,7 +136,7 @@ def _draw_means(axes: Axes, difference: dict) -> None:
         draw_interval(axes, place, row["difference"], row["ci95"], colour, leaves_out_zero(row), 5)
     axes.axvline(0, color=GREY, linewidth=1)
     set_rows(axes, [f"{row['what']}\n({row['n']:,} {row['unit']})" for row in rows], 7)
-    # an interval over two seeds may run out of the frame rather than flatten everything
+    # an interval over two seeds may extend beyond the frame rather than flatten everything
     ends = [abs(end) for row in rows if row["kind"] != "seeds" for end in row["ci95"] or ()]
     points = [2 * abs(row["difference"]) for row in rows]
     reach = 1.1 * max(ends + points, default=0.0) or 1.0

@@ -1,4 +1,4 @@
-"""Sweeps: many settings of one recipe, trained and measured once each, by any number of workers on one folder."""
+"""Sweeps: many settings of one recipe, each trained and measured once, by any number of workers on one folder."""
 
 from metasae.sweep.launch import sweep
 

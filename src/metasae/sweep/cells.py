@@ -1,9 +1,8 @@
-"""What a cell of a sweep is, which values decide each of its arms, and the names that follow from them.
+"""The cells of a sweep, the values that decide each of their arms, and the names that follow from these values.
 
-An SAE is named after what decides it, so that cells which differ only in what an arm does not look at share that arm's
-SAE: solo does not look at the penalty nor at the meta SAE; control, whose meta SAE sees the primary but never touches
-it, does not look at the penalty. tests/sweep/test_deciding.py trains every arm under changed values and holds this
-table against the weights.
+An SAE is named after the values that decide it, so cells that differ only in values that an arm ignores share that
+arm's SAE. Solo ignores the penalty and the meta SAE. Control ignores the penalty, as its meta SAE does not change the
+primary. tests/sweep/test_deciding.py trains every arm with changed values and checks this table against the weights.
 """
 
 import hashlib
@@ -14,18 +13,18 @@ from typing import Any
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import ARMS
 
-# Of the table `train`: what only the decomposability penalty looks at, what only further penalties do, what any of the
-# two does.
+# Keys of the table `train` that only the decomposability penalty uses, that only further penalties use, and that both
+# use.
 DECOMPOSABILITY = ("lambda2", "sigma_sq", "adaptive_sigma", "balanced", "meta_gradient")
 FURTHER = ("penalties", "penalty_every")
 ANY_PENALTY = ("penalty_start",)
-# What only the arms `atomic` and `atomic-joint` do.
+# Keys that only the arms `atomic` and `atomic-joint` use.
 ATOMIC = ("nest", "margin", "births")
-# What only a meta SAE looks at, beside the table `meta`.
+# Keys that only a meta SAE uses, besides the table `meta`.
 META = ("n_primary_steps", "n_meta_steps", "meta_lr", "meta_dead_after")
-# When the state is saved changes no result.
+# Keys that change no result: they only say when the state is saved.
 NO_MATTER = ("checkpoint_every",)
-# Tables that decide the activations and what an SAE is judged on.
+# Tables that decide the activations and how an SAE is measured.
 DATA = ("model", "hook", "text", "planted", "measure")
 
 
@@ -33,21 +32,21 @@ DATA = ("model", "hook", "text", "planted", "measure")
 class Setting:
     """The values a cell changes in the sweep's recipe.
 
-    kind: the curve it belongs to where curves are compared at equal FVU, else "".
+    kind: the curve that the cell belongs to if curves are compared at equal FVU, else "".
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     kind: str = ""
 
     def recipe(self, base: Recipe) -> Recipe:
-        """Raises UserError for a value that the recipe does not take."""
+        """The sweep's recipe with these values. Raises UserError for a value that a recipe does not accept."""
         return Recipe.load(base.model_dump(mode="json"), self.values)
 
 
 @dataclass(frozen=True)
 class Member:
-    """One SAE of a cell: `arm` and `seed` name it in the cell; it is trained as `trained_as` by `recipe` and lies in
-    saes/`name`.
+    """One SAE of a cell: `arm` and `seed` name it in the cell; it is trained as the arm `trained_as` by `recipe`, and
+    its folder is saes/`name`.
     """
 
     arm: str
@@ -62,8 +61,8 @@ class Member:
 
 
 def trained_as(recipe: Recipe, arm: str) -> str:
-    """The arm whose training this is: one that is charged nothing by any penalty, and has neither nesting, margin nor
-    births, is trained as the baseline.
+    """The arm whose training is the same: an arm without any penalty, nesting, margin and births is trained as the
+    baseline, for example.
     """
     rules, train = ARMS[arm], recipe.train
     if rules.penalty and not (recipe.has_meta(arm) or recipe.charged(arm)):
@@ -76,7 +75,7 @@ def trained_as(recipe: Recipe, arm: str) -> str:
 def idle_keys(recipe: Recipe, arm: str) -> set[str]:
     """The keys of `train` that do not decide an arm's SAEs.
 
-    The table `meta` does not either where the arm has no meta SAE.
+    If the arm has no meta SAE, the table `meta` does not decide them either.
     """
     arm = trained_as(recipe, arm)
     penalised = ARMS[arm].penalty
@@ -92,12 +91,12 @@ def idle_keys(recipe: Recipe, arm: str) -> set[str]:
 
 
 def canonical(recipe: Recipe, arm: str, base: Recipe) -> Recipe:
-    """The recipe an arm is trained by: values that do not decide it are the sweep's own, so that cells which share it
-    ask for the same.
+    """The recipe an arm is trained by. Values that do not decide it are the sweep's own, so that cells that share an
+    SAE have the same recipe for it.
     """
     idle, arm = idle_keys(recipe, arm), trained_as(recipe, arm)
     if ARMS[arm].penalty:
-        # that one penalty is off is why its other values are idle, so it must stay off
+        # these two keys say that a penalty is off, which is why its other keys do not matter, so they must be kept
         idle -= {"lambda2", "penalties"}
     update = {"train": recipe.train.model_copy(update={key: getattr(base.train, key) for key in idle})}
     if not recipe.has_meta(arm):
@@ -106,7 +105,7 @@ def canonical(recipe: Recipe, arm: str, base: Recipe) -> Recipe:
 
 
 def sae_hash(recipe: Recipe, arm: str, seed: int) -> str:
-    """Of everything that decides an SAE and its measures, apart from the machine."""
+    """A hash of everything that decides an SAE and its measures, apart from the machine."""
     values, idle, arm = _values(recipe), idle_keys(recipe, arm), trained_as(recipe, arm)
     values["train"] = {key: value for key, value in values["train"].items() if key not in idle}
     if "penalties" in values["train"]:
@@ -117,7 +116,7 @@ def sae_hash(recipe: Recipe, arm: str, seed: int) -> str:
 
 
 def cell_hash(recipe: Recipe) -> str:
-    """Of a recipe without description, arms, seeds, places on disk and when its state is saved."""
+    """A hash of a recipe without its description, arms, seeds, paths on disk and NO_MATTER."""
     values = _values(recipe)
     for key in NO_MATTER:
         del values["train"][key]
@@ -127,7 +126,7 @@ def cell_hash(recipe: Recipe) -> str:
 def members(setting: Setting, base: Recipe, shared_baseline: bool = False) -> list[Member]:
     """The SAEs of a cell, seed by seed, in the order of the arms.
 
-    shared_baseline: all arms that no penalty charges are those of the sweep's own recipe.
+    shared_baseline: all arms without a penalty are those of the sweep's own recipe.
     """
     own, saes = setting.recipe(base), []
     for seed in base.seeds:
@@ -141,7 +140,7 @@ def members(setting: Setting, base: Recipe, shared_baseline: bool = False) -> li
 
 def _values(recipe: Recipe) -> dict:
     values = recipe.model_dump(mode="json", include={*DATA, "sae", "meta", "train"})
-    # which further points are harvested in passing changes nothing here
+    # further points that are harvested in the same pass change nothing here
     values["hook"].pop("also")
     values["dtype"] = recipe.harvest.dtype
     if recipe.split_tokens["train"] < recipe.train.tokens:

@@ -15,15 +15,15 @@ from metasae.sweep.plan import QUANTITIES
 FVU = "fidelity.fvu"
 RESPONSES = (FVU, "cooccurrence.mean_abs_phi", *TRUTH)
 BLUE, GREY, RED = "#0072B2", "#888888", "#D55E00"
-# told apart by the colour-blind too (Okabe and Ito)
+# colours that colour-blind readers can distinguish (Okabe and Ito)
 KINDS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# A cell in a scatter: two objectives and what sweep.json says of it.
+# A cell in a scatter plot: two objectives and its entry in sweep.json.
 Point = tuple[float, float, dict]
 
 
 def write_figures(folder: Path, result: dict) -> list[str]:
-    """figures/pareto.png and figures/dose-response.png, each where there is something to draw; the names of those that
-    were drawn.
+    """Draws figures/pareto.png and figures/dose-response.png, each if there is something to draw; returns the names of
+    those that were drawn.
     """
     drawn = []
     for name, figure in (("pareto", pareto(result)), ("dose-response", dose_response(result))):
@@ -35,7 +35,7 @@ def write_figures(folder: Path, result: dict) -> list[str]:
 
 
 def pareto(result: dict) -> Figure | None:
-    """Each objective after the first against the first, a point per cell.
+    """A scatter plot of each further objective against the first, with a point per cell.
 
     The front of these two is drawn as a line, the front of all is filled.
     """
@@ -48,9 +48,7 @@ def pareto(result: dict) -> Figure | None:
     varied = sorted({key for cell in cells for key in cell["setting"]})
     kinds = list(dict.fromkeys(cell["kind"] for cell in cells if cell["kind"]))
     beside = "k" if kinds else " / ".join(varied)
-    title = (
-        f"{beside} beside each point; filled: no other cell beats it in all objectives; ringed: nearest to the ideal"
-    )
+    title = f"{beside} beside each point; filled: on the front of all objectives; ringed: nearest to the ideal"
     figure.suptitle(title, fontsize=8)
     for axes, y in zip(panels, others, strict=True):
         points = [(cell["means"][x], cell["means"][y], cell) for cell in cells if cell["means"].get(y) is not None]
@@ -58,7 +56,7 @@ def pareto(result: dict) -> Figure | None:
             _curves(axes, points, kinds)
         else:
             _scatter(axes, points, varied)
-            # what can be had of y where x is at least as good
+            # the best y among cells whose x is at least as good
             signs = np.array([1 if QUANTITIES[key].better == "lower" else -1 for key in (x, y)])
             costs = np.unique(signs * [point[:2] for point in points], axis=0)
             steps = costs[front(costs)] * signs
@@ -76,7 +74,7 @@ def pareto(result: dict) -> Figure | None:
 
 
 def _scatter(axes: Axes, points: list[Point], varied: list[str]) -> None:
-    """Every cell with its setting beside it."""
+    """Draws every cell with its setting beside it."""
     for a, b, cell in points:
         color, inside = (BLUE, BLUE) if cell["on_front"] else (GREY, "white")
         axes.plot(a, b, "o", color=color, markerfacecolor=inside, markersize=6)
@@ -86,7 +84,9 @@ def _scatter(axes: Axes, points: list[Point], varied: list[str]) -> None:
 
 
 def _curves(axes: Axes, points: list[Point], kinds: list[str]) -> None:
-    """A line over k for each kind. Kinds lie close together, so k stands beside the outermost two lines only."""
+    """Draws a line over k for each kind. The lines are close together, so k is written beside the outermost two
+    only.
+    """
     by_k = sorted(points, key=lambda point: (point[2]["setting"]["sae.k"], point[:2]))
     for kind, color in zip(kinds, itertools.cycle(KINDS), strict=False):
         own = [point for point in by_k if point[2]["kind"] == kind]
@@ -103,7 +103,7 @@ def _curves(axes: Axes, points: list[Point], kinds: list[str]) -> None:
 
 
 def dose_response(result: dict) -> Figure | None:
-    """The change against solo with its interval over kappa, of the cells that have a penalty and numbers."""
+    """The change against solo with its interval, plotted over kappa, for the cells that have a penalty and numbers."""
     cells = [
         cell
         for cell in result["cells"]

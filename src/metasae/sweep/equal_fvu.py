@@ -1,14 +1,15 @@
-"""Kinds of SAEs compared at equal FVU: measures read off each kind's curve over k where its FVU is the target's.
+"""Compares kinds of SAEs at equal FVU: measures are interpolated on each kind's curve over k, at the FVU of a target
+SAE.
 
 For a seed s, a kind trained at several k gives points (FVU_k, M_k). With F the target SAE's FVU of the same seed, M at
-F is linear in ln FVU between the two k whose FVUs enclose F; where they do not, that seed has no number (nothing is
-extrapolated). The same is done without each block of documents in turn, curve and target alike, so the intervals of
-`paired_difference` over seeds x blocks hold here too. The model's output is measured on fewer documents, in blocks of
-their own; its FVUs are those of the whole text.
+F is interpolated linearly in ln FVU between two neighbouring k whose FVUs enclose F. If no two do, that seed has no
+number (nothing is extrapolated). The same is done with each block of documents left out in turn, for curve and target,
+so the intervals of `paired_difference` over seeds x blocks apply. The model's output is measured on fewer documents, in
+blocks of their own; its FVUs are those of the whole text.
 
-Beside each number stands the error of the interpolation: every inner point of the curve is left out and read off its
-neighbours, and the error is the largest |difference| over points and seeds. It is an estimate: the gap it bridges is
-wider than any that is used, but what a curve does between two k is not seen. None where a kind has fewer than three k.
+Each number comes with the error of the interpolation: every inner point of the curve is left out and interpolated from
+its neighbours, and the error is the largest |difference| over points and seeds. It is an estimate: these gaps are wider
+than any gap that is used, but the curve between two k is not known. None if a kind has fewer than three k.
 """
 
 import math
@@ -23,7 +24,7 @@ from metasae.sweep.folder import DONE, SweepFolder
 from metasae.sweep.plan import QUANTITIES, Plan
 
 FVU = QUANTITIES["fidelity.fvu"]
-# Measures whose blocks are of other documents than FVU's: the model's own output is seen on fewer of them.
+# Measures whose blocks contain other documents than FVU's: the model's own output is measured on fewer documents.
 OF_OUTPUT = ("fidelity.output_", "fidelity.ce_", "fidelity.kl")
 
 # k -> seed -> measures.json
@@ -34,8 +35,8 @@ Point = tuple[float | None, float | None]
 
 @dataclass(frozen=True)
 class Read:
-    """A measure of one seed: on the whole text, without each block of documents (or each critic, as `of` says), and
-    the two k that it was read between.
+    """A measure of one seed. value: on the whole text. without: with each block of documents, or each critic (`of`),
+    left out. bracket: the two k that it was interpolated between.
     """
 
     value: float | None = None
@@ -45,11 +46,10 @@ class Read:
 
 
 def compared_at_equal_fvu(folder: SweepFolder, plan: Plan) -> dict:
-    """kinds: kind -> measure -> the difference at equal FVU; equal_k: kind -> k -> measure -> the difference against
-    the target's kind.
+    """Compares all kinds. In the result, kinds: {kind: {measure: difference at equal FVU}}; equal_k: {kind: {k:
+    {measure: difference against the target's kind}}}.
 
-    The target's own kind is read off its curve without the target itself. A kind whose cells are not all done is named
-    with why.
+    The curve of the target's own kind leaves out the target. not_done: {kind whose cells are not all done: reason}.
     """
     spec, (curves, missing) = plan.equal_fvu, _curves(folder, plan)
     kind, k = spec["target"]["kind"], spec["target"]["k"]
@@ -80,7 +80,7 @@ def compared_at_equal_fvu(folder: SweepFolder, plan: Plan) -> dict:
 
 
 def _curves(folder: SweepFolder, plan: Plan) -> tuple[dict[str, dict[int, dict[int, dict]]], dict[str, str]]:
-    """(kind -> k -> seed -> measures, kind -> why one of its cells is missing)."""
+    """({kind: {k: {seed: measures}}}, {kind: why one of its cells is missing})."""
     curves, missing = {}, {}
     for cell in folder.cells():
         if cell.state != DONE:
@@ -93,13 +93,13 @@ def _curves(folder: SweepFolder, plan: Plan) -> tuple[dict[str, dict[int, dict[i
 
 
 def at_equal_fvu(curve: Curve, target: Mapping[int, dict], quantity: Quantity, curve_is_baseline: bool = False) -> dict:
-    """A kind's curve compared with the target SAE of each seed. target: seed -> measures.json.
+    """Compares a kind's curve with the target SAE of each seed. target: {seed: measures.json}.
 
-    The difference is curve - target, or target - curve where the curve is the baseline. Beside it: the
-    interpolation_error, in the measure's own unit, None with fewer than three k; brackets: per seed the two k that
-    enclose the target's FVU, None where none do.
+    The difference is curve - target, or target - curve if the curve is the baseline. The result also has
+    interpolation_error, in the measure's own unit, None with fewer than three k; and brackets, for each seed the two k
+    that enclose the target's FVU, None if there are none.
     """
-    # a seed that is missing somewhere has no number, and the difference says so
+    # a seed that is missing somewhere has no number, and the difference's note says so
     seeds = sorted({*target, *(seed for by_seed in curve.values() for seed in by_seed)})
     points = {
         seed: {k: curve[k][seed] for k in curve}
@@ -118,7 +118,7 @@ def at_equal_fvu(curve: Curve, target: Mapping[int, dict], quantity: Quantity, c
 
 
 def at_equal_k(curve: Curve, baseline: Curve, quantities: Sequence[Quantity]) -> dict[str, dict[str, dict]]:
-    """k -> measure -> a kind's difference against the baseline kind of the same k, for every k that both have."""
+    """{k: {measure: a kind's difference against the baseline kind of the same k}}, for every k that both have."""
 
     def difference(k: int, quantity: Quantity) -> Difference:
         sides = [{seed: _measured(sae, quantity) for seed, sae in kind[k].items()} for kind in (curve, baseline)]
@@ -129,7 +129,7 @@ def at_equal_k(curve: Curve, baseline: Curve, quantities: Sequence[Quantity]) ->
 
 
 def _difference(a: Mapping[int, Read], b: Mapping[int, Read]) -> Difference:
-    """a - b over the seeds; over blocks of documents, or critics, too where every number has them."""
+    """The difference a - b over seeds, and over blocks of documents or critics if every number has them."""
     sides = [{seed: read.value for seed, read in side.items()} for side in (a, b)]
     blocks = [{seed: read.without for seed, read in side.items()} for side in (a, b)]
     usable = [seed for seed in a if seed in b and None not in (a[seed].value, b[seed].value)]
@@ -146,7 +146,7 @@ def _measured(sae: dict, quantity: Quantity) -> Read:
 
 
 def _read(points: Mapping[int, dict], target: dict, quantity: Quantity) -> Read:
-    """One seed's curve at the target's FVU, on the whole text and without each block. FVU knows no critics."""
+    """One seed's curve at the target's FVU, on the whole text and with each block left out. FVU has no critics."""
     ks, at = sorted(points), _measured(target, FVU)
     fvus, own = [_measured(points[k], FVU) for k in ks], [_measured(points[k], quantity) for k in ks]
     value, place = interpolate([fvu.value for fvu in fvus], [read.value for read in own], at.value)
@@ -163,9 +163,9 @@ def _read(points: Mapping[int, dict], target: dict, quantity: Quantity) -> Read:
 def interpolate(
     fvus: Sequence[float | None], values: Sequence[float | None], at: float | None
 ) -> tuple[float | None, int | None]:
-    """(the value where FVU is `at`, the place i of the points i and i + 1 that enclose it); (None, None) where none do.
+    """(the value at FVU = `at`, the index i of the points i and i + 1 that enclose it); (None, None) if no two do.
 
-    Points in the order of k. Linear in ln FVU; where several neighbours enclose it, the first.
+    Points are in the order of k. Linear in ln FVU; if several pairs enclose it, the first is used.
     """
     for place, (left, right) in enumerate(pairwise(zip(fvus, values, strict=True))):
         ends = (left[0], right[0])
@@ -175,7 +175,9 @@ def interpolate(
 
 
 def _between(left: Point, right: Point, at: float | None) -> float | None:
-    """Linear in ln FVU through two neighbouring points; without a block of documents it may reach beyond them."""
+    """The value at an FVU, linear in ln FVU through two neighbouring points. With a block of documents left out, the
+    FVU may lie outside them.
+    """
     if None in (*left, *right, at) or min(left[0], right[0], at) <= 0:
         return None
     if left[0] == right[0]:
@@ -185,7 +187,7 @@ def _between(left: Point, right: Point, at: float | None) -> float | None:
 
 
 def _left_out_errors(points: Mapping[int, dict], quantity: Quantity) -> list[float]:
-    """How far off each inner k is where it is left out and read off its neighbours."""
+    """The errors at the inner k, each left out and interpolated from its neighbours."""
     curve = [(value_of(points[k], FVU), value_of(points[k], quantity)) for k in sorted(points)]
     errors = []
     for before, (fvu, value), after in zip(curve, curve[1:], curve[2:], strict=False):

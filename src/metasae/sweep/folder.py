@@ -1,11 +1,11 @@
-"""The sweep folder: where everything lies, and locks that end with the process which holds them.
+"""The sweep folder: its layout, and locks that end with the process that holds them.
 
 SWEEP/plan.json                      the recipe, the settings, the seeds, what is searched
 SWEEP/saes/<arm>-s<seed>-<hash>/     an SAE as in a run's arms/, with sae.json (times) and failed.json (why it failed)
 SWEEP/cells/<hash>/                  a run folder whose arms/ are links into saes/, with cell.json (setting, state)
-SWEEP/workers/                       what each worker took: time, memory
+SWEEP/workers/                       time and memory of each worker
 SWEEP/sweep.json  sweep.md  figures/  best.toml
-SWEEP/sweep.lock                     held by whoever changes the plan, hands out a cell or ends one
+SWEEP/sweep.lock                     held while the plan changes, or a cell is drawn or ended
 """
 
 import os
@@ -25,10 +25,11 @@ OPEN, DONE, FAILED, STOPPED = "open", "done", "failed", "stopped"
 
 @dataclass(frozen=True)
 class Cell:
-    """What cell.json holds. trials: its numbers in the order in which cells were asked for, several where a search drew
-    it again.
+    """The content of cell.json. trials: the cell's numbers in the order in which cells were asked for; several if a
+    search drew it again.
 
-    why: of a failed or stopped cell. seeds: those its state is about. objectives: their values, None where it has none.
+    why: the reason that it failed or was stopped. seeds: that its state is about. objectives: their values, None if it
+    has none.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Cell:
 
 
 class SweepFolder:
-    """Paths in a sweep folder, its cells and their SAEs."""
+    """A sweep folder: its paths, cells and SAEs."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -55,7 +56,7 @@ class SweepFolder:
         return locked(self.path / "sweep.lock")
 
     def sae(self, member: Member) -> Arm:
-        """An SAE as the arm that it is trained as."""
+        """A member's SAE, as an `Arm` under the name that it is trained as."""
         return Arm(member.trained_as, member.seed, self.path / "saes" / member.name)
 
     def run(self, cell: str) -> RunFolder:
@@ -77,33 +78,34 @@ class SweepFolder:
         files.write_json(self.run(name).folder / "cell.json", setting | values)
 
     def failure(self, member: Member) -> str | None:
-        """Why an SAE failed; None where it did not. It is not tried again until a later call takes the note away."""
+        """Why an SAE failed; None if it did not. It is not tried again until a later call deletes failed.json."""
         return read_object(self.sae(member).folder / "failed.json").get("why")
 
 
 def times(sae: Path) -> dict:
-    """What sae.json says: workers that took it up in turn, and seconds: train (all of training), steps (its steps
-    alone), measure.
+    """The content of sae.json: the workers that worked on the SAE, in order, and the seconds of training (train), of
+    its steps alone (steps) and of measuring (measure).
     """
     return {"workers": [], "train": 0.0, "steps": 0.0, "measure": 0.0} | read_object(sae / "sae.json")
 
 
 def locked(path: Path, wait: bool = True) -> AbstractContextManager[bool]:
-    """Holds the lock file at `path`, which is made where there is none; gives False where `wait` is False and another
-    holds it.
+    """Holds the lock file at `path` during the block and creates it if needed; yields False if `wait` is False and
+    another process holds it.
 
-    Raises UserError when the file cannot be written, or the file system keeps no locks: workers on one folder need
-    them.
+    Raises UserError if the file cannot be written, or the file system has no locks, which workers on one folder need.
     """
 
     def refuse(why: str) -> NoReturn:
-        raise UserError(f"cannot lock {path}: {why}; choose another --out on a file system that keeps locks")
+        raise UserError(f"cannot lock {path}: {why}; choose another --out on a file system with locks")
 
     return locks.locked(path, "free some space or choose another --out", unlockable=refuse, wait=wait)
 
 
 def link(target: Path, place: Path) -> None:
-    """A relative link, so that a folder that is moved as a whole keeps it. One that is there is replaced."""
+    """Makes a relative link, which stays valid when the whole folder is moved. An existing link is replaced. Raises
+    UserError if the file system has no symbolic links.
+    """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)

@@ -11,14 +11,16 @@ from metasae.errors import UserError, nearest
 from metasae.files import toml
 from metasae.recipe.recipe import Recipe, parse_override
 
-# What may differ between the cells of a sweep. Everything else is the same for all, so that one harvest serves and all
-# are judged alike.
+# Tables that may differ between the cells of a sweep. Everything else is equal, so that one harvest serves all cells
+# and all are measured alike.
 TABLES = ("sae", "meta", "train")
 
 
 @dataclass(frozen=True)
 class Range:
-    """All numbers from low to high, both included; log: evenly in the logarithm. Whole numbers where both ends are."""
+    """All numbers from low to high, both included. log: drawn evenly in the logarithm. Only whole numbers if both ends
+    are whole.
+    """
 
     low: int | float
     high: int | float
@@ -29,11 +31,11 @@ Axis = tuple[Any, ...] | Range
 
 
 def parse_grid(entries: Sequence[str]) -> dict[str, Axis]:
-    """key -> its values, or the range that a search draws from, in the order given.
+    """Reads --grid; returns {key: its values, or the range that a search draws from}, in the order given.
 
-    entries: `KEY=V,V`, `KEY=[JSON list]` or `KEY=LOW..HIGH[:log]` each.
+    entries: each `KEY=V,V`, `KEY=[JSON list]` or `KEY=LOW..HIGH[:log]`.
     Raises UserError for an entry of another form, a key given twice, and a key that a sweep cannot vary. Values are
-    looked at with their cell, as they may depend on each other.
+    checked later, with the other values of their cell.
     """
     axes: dict[str, Axis] = {}
     for entry in entries:
@@ -48,12 +50,11 @@ def parse_grid(entries: Sequence[str]) -> dict[str, Axis]:
 
 
 def expand(axes: Mapping[str, Axis]) -> list[dict[str, Any]]:
-    """Every combination of the values, the last key fastest. Raises UserError for a range."""
+    """All combinations of the values; the last key varies fastest. Raises UserError for a range."""
     for key, axis in axes.items():
         if isinstance(axis, Range):
             raise UserError(
-                f"{key}={axis.low}..{axis.high} is a range, which a grid cannot go through; add --search N, or list "
-                "values"
+                f"{key}={axis.low}..{axis.high} is a range, which only a search can use; add --search N, or list values"
             )
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
@@ -66,8 +67,8 @@ def _check_key(key: str) -> None:
         )
     if table not in TABLES or not name:
         raise UserError(
-            f"a sweep cannot vary {key}, only keys of {', '.join(TABLES)}; give what is the same for all cells "
-            "with --set"
+            f"a sweep cannot vary {key}, only keys of {', '.join(TABLES)}; use --set for values that are the same for "
+            "all cells"
         )
     known = Recipe.model_fields[table].annotation.model_fields
     if name.partition(".")[0] not in known:
@@ -80,19 +81,19 @@ def _range(key: str, text: str) -> Range | None:
         return None
     low, high = (parse_override(f"{key}={end}")[1] for end in match.group(1, 2))
     if not all(type(end) in (int, float) for end in (low, high)) or not low < high:
-        raise UserError(f"{key}={text}: a range is LOW..HIGH with two rising numbers")
+        raise UserError(f"{key}={text}: a range is LOW..HIGH, with LOW less than HIGH")
     if match.group(3) and low <= 0:
-        raise UserError(f"{key}={text}: a range in the logarithm starts above 0")
+        raise UserError(f"{key}={text}: a range with :log must start above 0")
     return Range(low, high, bool(match.group(3)))
 
 
 def _listed(key: str, text: str) -> tuple[Any, ...]:
-    """Values of a JSON list, of a TOML array without its brackets (tables too), or bare words between commas."""
+    """The values of a JSON list, of a TOML array without its brackets (tables too), or of bare words between commas."""
     if text.startswith("["):
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"--grid {key}={text} is no JSON list: {error}") from None
+            raise UserError(f"--grid {key}={text} is not a JSON list: {error}") from None
         if not values:
             raise UserError(f"--grid {key}={text}: give at least one value")
         return tuple(values)

@@ -41,28 +41,28 @@ def sweep(
     named: str | None = None,
     show: bool = True,
 ) -> dict:
-    """Trains and measures every setting of a grid, a named sweep or a search, and compares each with solo; returns what
-    sweep.json holds.
+    """Trains and measures every setting of a grid, a named ablation or a search, and compares each with solo; returns
+    the content of sweep.json.
 
     grid: `KEY=V,V`, `KEY=[JSON list]` or, in a search, `KEY=LOW..HIGH[:log]`; only keys of sae, meta and train.
-    search: how many cells are drawn from the grid's space. named: one of `metasae.sweep.named.ABLATIONS`. Exactly one
-    of grid, named and search says what is done, but that a search may have a grid as its space. workers: processes on
-    this machine; the same call may be made on other machines that see the folder. storage: an Optuna storage URL that
-    is given a copy of the cells at the end. overrides: as in `metasae.run`; a sweep measures less than a run
-    (`metasae.sweep.plan.light`) unless they say more. objectives: keys of the catalogue with a better direction, the
-    fidelity first; None takes FVU and the known features that the recipe measures. early_stop: `metasae.sweep.pareto`.
-    A folder with the same sweep is gone on with; what failed is tried again.
-    Raises UserError for anything the user can put right, Interrupted after a signal once the state is saved.
+    search: how many cells are drawn from the grid's space. named: one of `metasae.sweep.named.ABLATIONS`. Give exactly
+    one of grid, named and search; only a search may also have a grid, as its space. workers: processes on this machine;
+    the same call may be made on other machines that see the folder. storage: an Optuna storage URL; the cells are
+    copied there at the end. overrides: as in `metasae.run`; a sweep measures less than a run
+    (`metasae.sweep.plan.light`) unless overrides ask for more. objectives: keys of the catalogue with a better
+    direction, the fidelity first; None takes FVU and the known features that the recipe measures. early_stop: see
+    `metasae.sweep.pareto`. A folder with the same sweep is continued, and what failed is tried again. Raises UserError
+    for anything the user can correct, Interrupted after a signal, when the state is saved.
     """
     changed = {**(overrides or {}), **({} if seeds is None else {"seeds": seeds})}
     plan, folder = asked_plan(recipe, out, changed, device, grid or (), search, named, objectives, early_stop)
     if workers < 1:
-        raise UserError(f"--workers {workers}: at least one")
+        raise UserError(f"--workers {workers}: there must be at least one")
     if not folder.plan.exists():
         check_sources(plan.base)
     copies = None
     if search or storage:
-        # says that Optuna is missing before anything is trained
+        # raises UserError if Optuna is missing, before anything is trained
         from metasae.sweep.search import open_storage
 
         copies = open_storage(storage) if storage else None
@@ -77,15 +77,15 @@ def sweep(
         _work(folder, plan, workers, device, progress)
     except (Interrupted, KeyboardInterrupt) as error:
         why = str(error) or "stopped at once; what is done is kept"
-        raise Interrupted(f"{why}. Go on with the same command; the sweep lies in {folder.path}") from None
+        raise Interrupted(f"{why}. Continue with the same command; the sweep is in {folder.path}") from None
     return conclude(folder, plan, show, copies)
 
 
 def open_cells(folder: SweepFolder, plan: Plan) -> Plan:
-    """Writes the plan and the cells of a grid, and opens cells that failed, or that lack a seed which came later; what
-    holds now.
+    """Writes the plan and the cells of a grid, and opens cells again that failed or lack a seed that was added; returns
+    the current plan.
 
-    What failed is tried again from its checkpoint. Raises UserError where the folder holds another sweep.
+    What failed is tried again from its checkpoint. Raises UserError if the folder holds another sweep.
     """
     with folder.locked():
         plan = claim(folder, plan)
@@ -99,7 +99,7 @@ def open_cells(folder: SweepFolder, plan: Plan) -> Plan:
                 folder.write_cell(Cell(name, setting, [number]))
                 number += 1
         if cells and (len(known) > len(cells) or any(cell.state == FAILED for cell in cells)):
-            # with further cells, and with those that had failed, early stopping is decided anew
+            # with more cells, and with those that had failed, early stopping is decided again
             (folder.path / pareto.HALVING).unlink(missing_ok=True)
         decided = pareto.kept(folder) is not None
         for cell in cells:
@@ -113,16 +113,16 @@ def open_cells(folder: SweepFolder, plan: Plan) -> Plan:
 
 
 def conclude(folder: SweepFolder, plan: Plan, show: bool = True, copies=None) -> dict:
-    """Writes sweep.json, sweep.md, figures and best.toml from the settled cells; returns what sweep.json holds. Needs
-    no torch.
+    """Writes sweep.json, sweep.md, figures and best.toml from the cells that have ended; returns the content of
+    sweep.json. Needs no torch.
 
-    copies: an Optuna storage that is given the cells too.
+    copies: an Optuna storage to copy the cells to.
     """
     from metasae.sweep.charts import write_figures
     from metasae.sweep.results import gather, write_best
     from metasae.sweep.table import as_markdown
 
-    # one at a time: on many machines all processes come here at once
+    # one process at a time: on several machines all processes come here at the same time
     with folder.locked():
         result = gather(folder, plan)
         result["confirm"] = write_best(folder, plan, result)
@@ -144,13 +144,13 @@ def _work(folder: SweepFolder, plan: Plan, workers: int, device: str, progress: 
     from metasae.sweep.worker import Worker
 
     worker = Worker(folder, device, progress)
-    # stopped at once by a signal: the harvest goes on from its last note
+    # a signal stops this at once: the harvest continues from its last record
     worker.harvest()
     if workers == 1:
         with StopRequest(progress.answer).listening() as stop:
             worker.work(stop)
         return
-    # its model and its activations are not needed here any more
+    # frees the model and the activations, which are not needed in this process
     del worker
     with StopRequest(progress.answer, "every worker's step").listening() as stop:
         _supervise(folder, plan, devices(device, workers), progress, stop)
@@ -159,7 +159,7 @@ def _work(folder: SweepFolder, plan: Plan, workers: int, device: str, progress: 
 def _supervise(folder: SweepFolder, plan: Plan, places: list[str], progress: Progress, stop: StopRequest) -> None:
     """Starts a process per place and waits for them.
 
-    One that is killed is not started again: the others take up its work.
+    A process that is killed is not started again: the others take over its work.
     """
     started = [_start(folder, place, number, len(places)) for number, place in enumerate(places)]
     try:
@@ -184,14 +184,14 @@ def _supervise(folder: SweepFolder, plan: Plan, places: list[str], progress: Pro
 
 
 def _all_settled(folder: SweepFolder, plan: Plan) -> bool:
-    """Whether every cell that the plan asks for has come to its end."""
+    """Whether every cell of the plan has ended."""
     cells = folder.cells()
     drawn = not plan.search or sum(len(cell.trials) for cell in cells) >= plan.search.trials
     return drawn and all(cell.state != OPEN for cell in cells)
 
 
 def _start(folder: SweepFolder, device: str, number: int, of: int) -> tuple[subprocess.Popen, Path]:
-    """A worker in a session of its own, so that a Ctrl-C reaches it through this process only, once."""
+    """Starts a worker in a session of its own, so that a Ctrl-C reaches it only once, through this process."""
     log = folder.path / "workers" / f"{platform.node()}-{os.getpid()}-{number}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // of)), **os.environ}
@@ -203,13 +203,13 @@ def _start(folder: SweepFolder, device: str, number: int, of: int) -> tuple[subp
 def _last_words(process: subprocess.Popen, log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
     how = f"by signal {-process.returncode}" if process.returncode < 0 else f"with code {process.returncode}"
-    words = lines[-1].removeprefix("metasae: ") if lines else "it said nothing"
+    words = lines[-1].removeprefix("metasae: ") if lines else "it printed nothing"
     return f"a worker ended {how}: {words}; its output is in {shlex.quote(str(log))}"
 
 
 def devices(device: str, workers: int) -> list[str]:
-    """A device for each worker: with `cuda`, the GPUs in the order of their free memory, in turn; else the one that is
-    named.
+    """A device for each worker: with `cuda` the GPUs in turn, those with more free memory first; else the named
+    device.
     """
     if device != "cuda":
         return [device] * workers

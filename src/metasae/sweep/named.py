@@ -1,7 +1,7 @@
-"""Ablations by name: lists of settings that follow from the recipe they are asked of.
+"""Named ablations: lists of settings that are made from a recipe.
 
-`kinds` and `k` compare at equal FVU (`metasae.sweep.equal_fvu`): several k per kind are trained, and measures are read
-off the curve at the FVU of the kind they are compared with.
+`kinds` and `k` compare at equal FVU (`metasae.sweep.equal_fvu`): each kind is trained at several k, and its measures
+are interpolated at the FVU of the kind it is compared with.
 """
 
 from metasae.errors import UserError, nearest
@@ -10,11 +10,11 @@ from metasae.recipe.registry import BASELINE, SUBJECT
 from metasae.sweep.cells import Setting
 from metasae.sweep.grid import expand
 
-# A penalty or an architecture moves the FVU at equal k by some -2 to +12%; ln FVU falls by about .3 ln k, so these k
+# A penalty or an architecture changes the FVU at equal k by about -2 to +12%; ln FVU falls by about .3 ln k, so these k
 # enclose solo's FVU.
 K_AROUND = (0.9, 1.2, 1.6)
 K_DOWN = (0.7, 0.85, 1.0)
-# Coefficients of the further penalties where the recipe has none: OrtSAE's (arXiv 2509.22033) and C2R's own (arXiv
+# Coefficients of the further penalties if the recipe has none: OrtSAE's (arXiv 2509.22033) and C2R's own (arXiv
 # 2606.30609); co-firing's as docs/sweeps.md tries it.
 STRENGTHS = {"ortsae": 0.25, "c2r": 5.0, "cofiring": 0.1}
 NO_PENALTY = {"train.lambda2": 0.0, "train.penalties": {}}
@@ -29,13 +29,14 @@ ABLATIONS = (
 
 
 def named(name: str, base: Recipe) -> tuple[list[Setting], dict | None]:
-    """(the settings of an ablation, what is compared at equal FVU: None where nothing is).
+    """(the settings of an ablation, what is compared at equal FVU or None).
 
-    What is compared: the SAE at whose FVU (`target`), the kinds that are read off their `curves`, and which of the two
-    is the `baseline`. Grids of the paper: arXiv 2604.03436, Table 1. Raises UserError for an unknown name.
+    What is compared: `target`, the SAE whose FVU is used; `curves`, the kinds whose curves are interpolated there;
+    `baseline`, which of the two is the baseline. The paper's grids are in arXiv 2604.03436, Table 1. Raises UserError
+    for an unknown name.
     """
     if name not in ABLATIONS:
-        raise UserError(f"no sweep is named '{name}'{nearest(name, ABLATIONS)}")
+        raise UserError(f"no ablation is named '{name}'{nearest(name, ABLATIONS)}")
     if name == "kinds":
         return _kinds(base)
     if name == "atomic":
@@ -69,14 +70,16 @@ def _kinds(base: Recipe) -> tuple[list[Setting], dict]:
         },
         "matryoshka": {**NO_PENALTY, "sae.architecture": "matryoshka"},
     }
-    # solo's own curve says what k alone does, and how far off reading from a curve is
+    # solo's own curve shows the effect of k alone, and the error of interpolation
     ks = {kind: _ks(base, (*K_AROUND, 1.0) if kind == BASELINE else K_AROUND) for kind in kinds}
     settings = [Setting({**values, "sae.k": k}, kind) for kind, values in kinds.items() for k in ks[kind]]
     return settings, {"target": {"kind": BASELINE, "k": base.sae.k}, "curves": list(kinds), "baseline": "target"}
 
 
 def _atomic(base: Recipe) -> list[Setting]:
-    """Which objective recovers known features, and which of its parts does: the most telling rows first."""
+    """Settings that show which objective, and which of its parts, recovers known features; the most informative
+    first.
+    """
     nest, births = {"train.nest.weight": 0.0}, {"train.births.share": 0.0}
     margin = {"train.margin.start": 0.0, "train.margin.end": 0.0}
     plain = {**NO_PENALTY, **nest, **margin, **births}

@@ -1,9 +1,10 @@
-"""Which cells no other cell beats: the Pareto front, the one nearest to having everything, and early stopping by it.
+"""The Pareto front (the cells that no other cell beats), the cell nearest to the ideal, and early stopping by the
+front.
 
-Early stopping goes by seeds: after its first seed, half of the cells go no further (successive halving whose resource
-is seeds instead of steps). No training is cut short, so what is judged are whole SAEs, after warm-up and decay, on
-held-out text; a cell that is stopped keeps its one seed, without an interval. What one seed misjudges stays misjudged,
-so the front of the first seed is always kept, however large it is, and a stopped cell is marked as such in every table.
+Early stopping uses seeds: after the first seed, about half of the cells are stopped (successive halving with seeds in
+place of steps). No training is cut short, so cells are judged by complete SAEs, after warm-up and decay, on held-out
+text. A stopped cell keeps its one seed, without an interval. An error of the first seed is not corrected later, so the
+front of the first seed is always kept, however large it is, and every table marks stopped cells.
 """
 
 import numpy as np
@@ -17,11 +18,10 @@ KEEP = 0.5
 
 
 def front(costs_CO: np.ndarray) -> np.ndarray:
-    """bool [cells]: those that no other cell beats, that is, is at least as good in every objective and better in one.
-    Lower is better.
+    """Which cells are on the front, bool [cells]: no other cell is at least as good in every objective and better in
+    one. Lower costs are better.
 
-    Cells with equal costs are on the front together. A NaN counts as no number: such a cell is not on the front and
-    beats none.
+    Cells with equal costs are on the front together. A cell with a NaN is not on the front and beats no cell.
     """
     costs = np.asarray(costs_CO, dtype=np.float64)
     # [other, cell]
@@ -31,7 +31,9 @@ def front(costs_CO: np.ndarray) -> np.ndarray:
 
 
 def layers(costs_CO: np.ndarray) -> np.ndarray:
-    """int [cells]: 0 on the front, 1 on the front of what is left without it, and so on; -1 without numbers."""
+    """The layer of each cell, int [cells]: 0 on the front, 1 on the front of the remaining cells, and so on; -1 for a
+    cell with a NaN.
+    """
     costs = np.asarray(costs_CO, dtype=np.float64)
     numbers, left = np.full(len(costs), -1), np.isfinite(costs).all(axis=1)
     while left.any():
@@ -44,7 +46,7 @@ def layers(costs_CO: np.ndarray) -> np.ndarray:
 def nearest_to_ideal(costs_CO: np.ndarray) -> int:
     """The cell of the front nearest to the best of every objective, each scaled to the front's own range.
 
-    The first of several that are as near.
+    Of several equally near cells the first.
     """
     costs = np.asarray(costs_CO, dtype=np.float64)
     places = np.flatnonzero(front(costs))
@@ -54,11 +56,10 @@ def nearest_to_ideal(costs_CO: np.ndarray) -> int:
 
 
 def survivors(costs: dict[str, list[float] | None]) -> list[str]:
-    """The cells that go on: whole layers of the front, from the best, until at least half of all cells are kept; layers
-    are never cut.
+    """The cells that continue: whole layers, from the best, until at least half of all cells are kept.
 
-    costs: cell -> its objectives after the first seed, lower is better; None for a cell that failed, which does not go
-    on.
+    costs: {cell: its objectives after the first seed, lower is better}; None for a cell that failed, which does not
+    continue.
     """
     names = [name for name, values in costs.items() if values is not None]
     if not names:
@@ -69,15 +70,16 @@ def survivors(costs: dict[str, list[float] | None]) -> list[str]:
 
 
 def kept(folder: SweepFolder) -> list[str] | None:
-    """The cells that go on, or None before that was decided."""
+    """The cells that continue; None if that is not decided yet."""
     return read_object(folder.path / HALVING).get("kept")
 
 
 def why_stopped(folder: SweepFolder, cell: str) -> str:
-    """In words, why a cell that is not kept goes no further."""
+    """Why a cell was stopped, in words."""
     why = "beaten" if read_object(folder.path / HALVING)["costs"].get(cell) else "an objective has no number"
     return f"stopped early: {why} after its first seed"
 
 
 def decide(folder: SweepFolder, costs: dict[str, list[float] | None]) -> None:
+    """Decides which cells continue and records it. costs: as for `survivors`."""
     files.write_json(folder.path / HALVING, {"kept": survivors(costs), "costs": costs})

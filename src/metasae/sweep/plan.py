@@ -1,4 +1,4 @@
-"""What a sweep is to do: its arguments as a plan, and plan.json, which later calls extend and every worker reads.
+"""The plan of a sweep, made from its arguments, and plan.json, which later calls extend and every worker reads.
 
 A plan is a recipe that measures less than a run, with the settings of a grid or an ablation, or the space of a search.
 """
@@ -24,21 +24,22 @@ from metasae.sweep.folder import SweepFolder
 from metasae.sweep.grid import Axis, Range, expand, parse_grid
 from metasae.sweep.named import named
 
-# Spike-ins of a sweep over kinds whose recipe has none, as a share of n.
+# Spike-ins as a share of n, in a sweep over kinds whose recipe has none.
 SPIKED_SHARE = 0.08
-# What may differ between two calls on one folder; a cache may be at another place on another machine.
+# Values that may differ between two calls on one folder; on another machine the cache may have another path.
 FREE = ("description", "seeds", "harvest.cache")
 QUANTITIES = {quantity.key: quantity for quantity in CATALOGUE}
-# The space of a search that names none: around the paper's choice. Below .3 sigma^2 does nothing, as e is .7 to .95.
+# The space of a search without a grid: around the paper's values. sigma^2 below .3 has no effect, as e is .7 to .95.
 SPACE = {"train.lambda2": Range(0.03, 1.0, log=True), "train.sigma_sq": Range(0.3, 3.0, log=True)}
-# A sweep compares many SAEs roughly; what is chosen is measured in full when it is confirmed.
+# Training tokens per evaluation token and per output token: a sweep compares many SAEs roughly, and the chosen cell is
+# measured in full when it is confirmed.
 TOKENS_JUDGED = 20
 OUTPUT_TOKENS_JUDGED = 200
 
 
 @dataclass(frozen=True)
 class Search:
-    """space: what cells are drawn from. trials: how many cells are asked for in all."""
+    """A search. space: {key: values or range} that cells are drawn from. trials: number of cells in all."""
 
     space: dict[str, Axis]
     trials: int
@@ -46,13 +47,12 @@ class Search:
 
 @dataclass(frozen=True)
 class Plan:
-    """base: the recipe of the cells but for their settings, with arms and seeds. settings: of a grid; empty in a
+    """base: the recipe of the cells without their settings, with arms and seeds. settings: of a grid; empty in a
     search.
 
     study: the sweep's name in an Optuna storage. objectives: keys of the catalogue. shared_baseline: every cell is
-    compared with solo of `base`. early_stop: see `metasae.sweep.halving`. equal_fvu: see `metasae.sweep.named`.
-    title: what was asked for, in words.
-    full_measure: what a run of the recipe measures and the sweep does not, keys of `measure`.
+    compared with solo of `base`. early_stop: see `metasae.sweep.pareto`. equal_fvu: see `metasae.sweep.named`. title:
+    what is swept, in words. full_measure: keys of `measure` with the values of a run, where the sweep measures less.
     """
 
     study: str
@@ -68,13 +68,13 @@ class Plan:
 
     @property
     def subject(self) -> str:
-        """The arm whose numbers a cell stands for."""
+        """The arm whose numbers represent a cell."""
         arms = self.base.arms
         return SUBJECT if SUBJECT in arms else next((arm for arm in arms if arm != BASELINE), arms[0])
 
     @property
     def told(self) -> list[str]:
-        """Keys of the measures that are told of every cell, in the catalogue's order."""
+        """Keys of the measures that are reported for every cell, in the catalogue's order."""
         return [key for key, quantity in QUANTITIES.items() if quantity.main or key in self.objectives]
 
     @property
@@ -84,11 +84,11 @@ class Plan:
 
     @property
     def signs(self) -> np.ndarray:
-        """[objectives] 1 where lower is better, -1 where higher is: values times signs are costs."""
+        """For each objective 1 if lower is better, -1 if higher is better: values times signs are costs."""
         return np.array([1.0 if QUANTITIES[key].better == "lower" else -1.0 for key in self.objectives])
 
     def objective_values(self, means: dict[str, float | None]) -> list[float] | None:
-        """The objectives among a cell's means, or None where one has no number."""
+        """The objectives' values among a cell's means; None if one has no number."""
         values = [means.get(key) for key in self.objectives]
         return None if None in values else values
 
@@ -100,8 +100,8 @@ class Plan:
 
     @property
     def most_tokens(self) -> int:
-        """Training tokens that the harvest takes: those of the longest cell, unless the recipe caches fewer and reads
-        them again.
+        """Training tokens to harvest: those of the longest cell, unless the recipe caches fewer and reads them
+        again.
         """
         key = "train.tokens"
         asked = [setting.values.get(key, self.base.train.tokens) for setting in self.settings]
@@ -126,12 +126,12 @@ def asked_plan(
     objectives: Sequence[str] | None,
     early_stop: bool,
 ) -> tuple[Plan, SweepFolder]:
-    """(the plan, the sweep's folder); arguments as of `metasae.sweep.sweep`, overrides with the seeds, name: its
-    `named`.
+    """Makes the plan from the arguments; returns (the plan, the sweep's folder). Arguments as of `metasae.sweep.sweep`;
+    overrides contain the seeds, and name is its `named`.
 
-    Kinds are told apart by known features, so a sweep over them has spike-ins unless `overrides` say otherwise.
+    Kinds are compared by known features, so a sweep over kinds has spike-ins unless `overrides` set spikes.n.
 
-    Raises UserError for what contradicts itself.
+    Raises UserError for arguments that contradict each other.
     """
     base, full, folder = _resolved(recipe, out, overrides, device)
     truth = base.spikes.n or "spikes.n" in overrides or base.text.source == "planted"
@@ -140,12 +140,13 @@ def asked_plan(
         base = base.model_copy(update={"spikes": spikes})
     objectives = tuple(objectives or default_objectives(base))
     if sum(map(bool, (name, grid or search))) != 1:
-        raise UserError("say what is swept: --grid KEY=V,V, --named NAME, or --search N (with --grid as its space)")
+        raise UserError("give one of --grid KEY=V,V, --named NAME and --search N (which may have --grid as its space)")
     if search is not None and search < 1:
-        raise UserError(f"--search {search}: at least one trial")
+        raise UserError(f"--search {search}: there must be at least one trial")
     if early_stop and (search or name in ("kinds", "k")):
         raise UserError(
-            "--early-stop goes with a grid: a search chooses by itself, and curves at equal FVU need all their points"
+            "--early-stop works with a grid only: a search chooses its cells itself, and curves at equal FVU need all "
+            "their points"
         )
     axes, study = parse_grid(grid), f"metasae-{uuid.uuid4().hex[:12]}"
     check_objectives(objectives)
@@ -169,13 +170,16 @@ def asked_plan(
 def _resolved(
     recipe: str | Path | dict | Recipe, out: str | Path | None, overrides: dict[str, Any], device: str
 ) -> tuple[Recipe, dict, SweepFolder]:
-    """(the sweep's recipe, what a run of the recipe measures more, the folder)."""
+    """(the sweep's recipe, the values of `measure` that a run of the recipe would have, the folder)."""
     whole, place = resolve(recipe, out, overrides, device)
     if overrides.get("measure.across"):
-        raise UserError("a sweep measures nothing across SAEs; confirm its best recipe with `metasae run`, which does")
+        raise UserError(
+            "a sweep has no measures that take two SAEs (measure.across); confirm its best recipe with `metasae run`"
+        )
     if whole.harvest.window_tokens:
         raise UserError(
-            "a sweep trains its SAEs at different times on one harvest, which must stay: set harvest.window_tokens=0"
+            "a sweep trains its SAEs at different times on one harvest, so that must be kept: set "
+            "harvest.window_tokens=0"
         )
     less = {key: value for key, value in light(whole).items() if key not in overrides}
     full = {name: getattr(whole.measure, name) for name in (key.removeprefix("measure.") for key in less)}
@@ -184,7 +188,7 @@ def _resolved(
 
 
 def light(base: Recipe) -> dict[str, Any]:
-    """What a sweep measures less than a run, as overrides.
+    """The overrides by which a sweep measures less than a run.
 
     No firings kept, nothing across SAEs, no shifted text, no pursuit, the excess over fixed marginals with an interval
     over seeds alone, and one evaluation token per 20 training tokens (at least 20,000), an output token per 200 (at
@@ -203,25 +207,25 @@ def light(base: Recipe) -> dict[str, Any]:
 
 
 def read_plan(folder: SweepFolder) -> Plan:
-    """Raises UserError where there is none."""
+    """The plan in a folder. Raises UserError if there is none."""
     return _AS_JSON.validate_python(files.read_json(folder.plan))
 
 
 def default_objectives(base: Recipe) -> tuple[str, ...]:
-    """FVU, and what known features the recipe measures."""
+    """FVU, and the measures of known features that the recipe has."""
     planted = base.text.source == "planted"
     measured = {"spikes": base.spikes.n, "concepts": base.measure.concepts and not planted, "truth": planted}
     return ("fidelity.fvu", *(key for key in TRUTH if measured[key.split(".")[0]]))
 
 
 def check_objectives(keys: Sequence[str]) -> None:
-    """Raises UserError for a key that the catalogue does not have, or that has no better direction."""
+    """Raises UserError for a key that is not in the catalogue, has no better direction, or is named twice."""
     for key in keys:
         if key not in QUANTITIES:
             raise UserError(f"no measure '{key}'{nearest(key, QUANTITIES)}")
         if QUANTITIES[key].better is None:
             raise UserError(
-                f"'{key}' ({QUANTITIES[key].label}) is a plain description and has no better direction; choose another "
+                f"'{key}' ({QUANTITIES[key].label}) is a description without a better direction; choose another "
                 "objective"
             )
     if len(set(keys)) != len(keys):
@@ -229,16 +233,15 @@ def check_objectives(keys: Sequence[str]) -> None:
 
 
 def claim(folder: SweepFolder, plan: Plan) -> Plan:
-    """Writes the plan, or extends the one that is there by further settings, seeds and trials; returns what holds from
-    now on.
+    """Writes the plan, or extends the existing one by further settings, seeds and trials; returns the plan that is now
+    valid.
 
-    The caller holds the folder's lock. Raises UserError where the folder holds a sweep of another recipe or another
-    kind.
+    The caller holds the folder's lock. Raises UserError if the folder holds a sweep of another recipe or another kind.
     """
     if folder.plan.is_file():
         plan = _extended(read_plan(folder), plan, folder)
     for setting in plan.settings:
-        # every cell's recipe is looked at before anything is trained
+        # checks every cell's recipe before anything is trained
         setting.recipe(plan.base)
     files.write_json(folder.plan, _AS_JSON.dump_python(plan, mode="json"))
     return plan
@@ -259,7 +262,7 @@ def _extended(before: Plan, asked: Plan, folder: SweepFolder) -> Plan:
 
 
 def _difference(before: Plan, asked: Plan) -> str | None:
-    """What two calls on one folder must have in common and do not."""
+    """The name of a value that must be equal in two calls on one folder and is not; None if there is none."""
     for name in ("objectives", "shared_baseline", "equal_fvu", "early_stop"):
         if getattr(before, name) != getattr(asked, name):
             return name

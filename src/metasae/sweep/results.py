@@ -1,6 +1,7 @@
-"""What a sweep gave: sweep.json, from the cells' run folders; and best.toml, which confirms the chosen cell.
+"""The results of a sweep: sweep.json, from the cells' run folders; and best.toml, a recipe that confirms the chosen
+cell.
 
-best.toml has new seeds and, where the text allows it, other documents.
+best.toml has new seeds and, if the text has enough documents, other documents.
 """
 
 import math
@@ -20,15 +21,15 @@ from metasae.sweep.pareto import front, nearest_to_ideal
 from metasae.sweep.plan import QUANTITIES, Plan
 
 LEAST_SEEDS = 3
-# Of the text, what must be left for training.
+# The least share of the text that must be left for training.
 LEAST_TRAINING_SHARE = 0.3
 
 
 def gather(folder: SweepFolder, plan: Plan) -> dict:
-    """Reads every settled cell and returns what sweep.json holds. Keys as docs/sweeps.md says.
+    """Reads every cell that has ended; returns the content of sweep.json, whose keys are in docs/sweeps.md.
 
-    Only `seconds` and `time` depend on the machine. A number that does not exist is None. Cells that failed or were
-    stopped early are listed, and are not on the front.
+    Only `seconds` and `time` depend on the machine. A missing number is None. Cells that failed or were stopped early
+    are listed, but are not on the front.
     """
     cells = [_cell(folder, plan, cell) for cell in folder.cells()]
     _mark_front(cells, plan)
@@ -53,7 +54,7 @@ def gather(folder: SweepFolder, plan: Plan) -> dict:
 
 
 def parallel(cells: list[dict], plan: Plan) -> dict:
-    """Parallel coordinates: one column per setting and objective, one line per cell that is done."""
+    """Data for parallel coordinates: one column per setting and objective, one line per cell that is done."""
     done = [cell for cell in cells if cell["state"] == DONE]
     settings = [
         {"key": key, "label": key, "values": [cell["setting"].get(key) for cell in done]} for key in _varied(done)
@@ -105,11 +106,11 @@ def _cell(folder: SweepFolder, plan: Plan, cell: Cell) -> dict:
 
 
 def _kappa(cell: Cell, plan: Plan, comparison: dict) -> dict | None:
-    """The penalty's strength, kappa = (lambda2 / sigma^2) exp(-e / sigma^2), of a cell.
+    """The strength of the penalty in a cell, kappa = (lambda2 / sigma^2) exp(-e / sigma^2).
 
-    e: mean squared error of a meta SAE on unit decoder rows; control's where there is one, as the penalty cannot move
-    it, else the subject's own. None where adaptive sigma^2 holds kappa at what it was in the first step, which no file
-    says.
+    e: mean squared error of a meta SAE on decoder rows of norm 1; control's if there is one, as the penalty does not
+    change it, else the subject's own. None with adaptive sigma^2, which keeps kappa at its value in the first step; no
+    file records that value.
     """
     train = cell.setting.recipe(plan.base).train
     if not ARMS[plan.subject].penalty or train.adaptive_sigma:
@@ -133,11 +134,11 @@ def _mark_front(cells: list[dict], plan: Plan) -> None:
 
 
 def _time(folder: SweepFolder) -> dict:
-    """Seconds of all workers together. steps: of training steps alone; whole: from each worker's first SAE to its end,
+    """Seconds of all workers together. steps: of training steps only; whole: from each worker's first SAE to its end,
     without the harvest.
 
-    overhead: whole / steps - 1; overhead_with_harvest: likewise with the harvest, which other runs may share. A worker
-    that was killed takes the seconds of its last SAE's steps with it.
+    overhead: whole / steps - 1; overhead_with_harvest: the same with the harvest, which other runs may share. The steps
+    of a killed worker's last SAE are missing.
     """
     saes = [times(path.parent) for path in sorted(folder.path.glob("saes/*/sae.json"))]
     workers = [files.read_json(path) for path in sorted(folder.path.glob("workers/*.json"))]
@@ -158,11 +159,11 @@ def _time(folder: SweepFolder) -> dict:
 
 
 def write_best(folder: SweepFolder, plan: Plan, result: dict) -> dict | None:
-    """Writes best.toml for the cell that sweep.json calls best; returns {cell, recipe, seeds, command, note}, or None
-    without one.
+    """Writes best.toml for the best cell of sweep.json; returns {cell, recipe, seeds, command, note}, or None if there
+    is no best cell.
 
-    The recipe has as many new seeds as the sweep, at least three, the measures of the recipe the sweep was started
-    with, and judges on documents that the sweep did not judge on: see `other_documents`.
+    The recipe has as many new seeds as the sweep, at least three, and the measures of the recipe that the sweep was
+    started with. It measures on documents that the sweep did not measure on (`other_documents`).
     """
     best = next((cell for cell in result["cells"] if cell["best"]), None)
     if best is None:
@@ -172,10 +173,11 @@ def write_best(folder: SweepFolder, plan: Plan, result: dict) -> dict | None:
     first = max(plan.base.seeds) + 1
     seeds = list(range(first, first + max(LEAST_SEEDS, len(plan.base.seeds))))
     if plan.base.measure.senses:
-        note += " The words with known senses are the same sentences."
+        note += " The sense-tagged sentences are the same."
     if plan.shared_baseline:
         note += (
-            " The sweep held every cell against solo of its own recipe; here solo is trained with the cell's values."
+            " The sweep compared every cell with solo of the sweep's recipe; here solo is trained with the cell's "
+            "values."
         )
     chosen = f"Chosen in the sweep '{plan.title}' (seeds {', '.join(map(str, plan.base.seeds))})"
     description = f"{chosen}; confirms it on new seeds. {note}"
@@ -193,20 +195,20 @@ def write_best(folder: SweepFolder, plan: Plan, result: dict) -> dict | None:
 
 
 def other_documents(recipe: Recipe) -> tuple[dict, str]:
-    """(values that move the splits, what that means).
+    """(values that change the splits, a note on what that means).
 
-    A document's split is the place of its hash in [0, 1): calibration lies below c, evaluation from there to c + v.
-    With the calibration share c' = c + v, all the documents that were judged on become calibration's, and the v after
-    them, trained on until now, are the new evaluation split: no document is judged on twice.
+    A document's split follows from the place of its hash in [0, 1): calibration is below c, evaluation from c to c + v.
+    With the calibration share c' = c + v, all documents that were measured on become calibration documents, and the
+    next v, which the sweep trained on, are the new evaluation split. So no document is measured on twice.
     """
     text = recipe.text
     moved = text.calibration_share + text.evaluation_share
     if text.source == "planted":
         return {}, "The planted world and its evaluation tokens are the same."
     if moved >= 0.5 or 1 - moved - text.evaluation_share < LEAST_TRAINING_SHARE:
-        note = "The evaluation documents are the same, as the shares of the text leave no others"
+        note = "The evaluation documents are the same, as the text has too few others"
         return {}, f"{note}; lower text.evaluation_share."
-    note = "Judged on documents that the sweep never judged on; they are left out of training here."
+    note = "Measured on documents that the sweep did not measure on; here they are left out of training."
     return {"text.calibration_share": round(moved, 6)}, note
 
 

@@ -1,8 +1,8 @@
-"""What Optuna does in a sweep: it draws the cells of a search. A copy of all cells may be kept in one of its storages.
+"""Optuna in a sweep: it draws the cells of a search, and one of its storages can receive a copy of all cells.
 
-The cells on disk are the truth. For every draw Optuna is given all cells in the order of their trials, and asked for
-one more by a sampler (TPE) that is seeded anew by the trial's number. So a search that is stopped and started again
-draws what it would have drawn.
+The cells on disk are the record. For every draw, Optuna is given all cells in the order of their trials, and a sampler
+(TPE) that is seeded by the trial's number draws one more. So a search that was stopped and started again draws the same
+cells.
 """
 
 import json
@@ -25,14 +25,14 @@ except ImportError:
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-# So many trials are drawn at random before any is drawn by what came of the others.
+# This many trials are drawn at random before the results of earlier trials are used.
 STARTUP_TRIALS = 10
 
 
 def draw(folder: SweepFolder, plan: Plan) -> bool:
     """Draws the next cell of a search and writes it, or adds the trial to the cell that has the same recipe.
 
-    The caller holds the folder's lock. False where all trials are drawn.
+    The caller holds the folder's lock. False if all trials are drawn.
     """
     cells = folder.cells()
     number = sum(len(cell.trials) for cell in cells)
@@ -45,7 +45,7 @@ def draw(folder: SweepFolder, plan: Plan) -> bool:
     try:
         cell = Cell(plan.name_of(setting), setting, [number])
     except UserError as error:
-        # a search may draw what the recipe does not take, such as k above n
+        # a search may draw values that the recipe refuses, such as k above n
         cell = Cell(f"refused-{number}", setting, [number], FAILED, str(error))
     same = next((other for other in cells if other.name == cell.name), None)
     folder.write_cell(replace(same, trials=[*same.trials, number]) if same else cell)
@@ -53,10 +53,10 @@ def draw(folder: SweepFolder, plan: Plan) -> bool:
 
 
 def study_of(plan: Plan, cells: Sequence[Cell], storage=None):
-    """An Optuna study with a trial for each time that a cell was asked for.
+    """An Optuna study with a trial for each time that a cell was drawn or asked for.
 
-    A cell without objectives is running while it is open, and failed after that. storage: an Optuna storage; None keeps
-    it in memory.
+    A cell without objectives counts as running while it is open, and as failed after that. storage: an Optuna storage;
+    None keeps the study in memory.
     """
     states, distributions = optuna.trial.TrialState, _distributions(plan)
     directions = ["minimize" if sign > 0 else "maximize" for sign in plan.signs]
@@ -77,15 +77,15 @@ def study_of(plan: Plan, cells: Sequence[Cell], storage=None):
 
 
 def open_storage(address: str):
-    """An Optuna storage. Raises UserError where it cannot be had."""
+    """The Optuna storage at an address. Raises UserError if it cannot be opened."""
     with _reported():
         return optuna.storages.get_storage(address)
 
 
 def copy_to(storage, plan: Plan, cells: Sequence[Cell]) -> None:
-    """The cells as a study in a storage, in place of an earlier copy.
+    """Writes the cells as a study into a storage, in place of an earlier copy.
 
-    Raises UserError where the storage does not take it.
+    Raises UserError if the storage refuses it.
     """
     with _reported():
         if plan.study in optuna.get_all_study_names(storage):
@@ -95,16 +95,16 @@ def copy_to(storage, plan: Plan, cells: Sequence[Cell]) -> None:
 
 @contextmanager
 def _reported() -> Iterator[None]:
-    """Whatever a storage raises, as a UserError of one line."""
+    """Raises every error of a storage as a UserError of one line."""
     try:
         yield
     except Exception as error:
         first = str(error).partition("\n")[0]
-        raise UserError(f"the storage cannot be used: {first}, then run the same command again") from None
+        raise UserError(f"the storage cannot be used: {first}; correct this, then run the same command again") from None
 
 
 def _distributions(plan: Plan) -> dict[str, Any]:
-    """Key -> what its values are drawn from; of a grid, all values that it has."""
+    """{key: the distribution of its values}; for a grid, all its values."""
     kinds, distributions = optuna.distributions, {}
     for key, axis in (plan.search.space if plan.search else _values_of(plan)).items():
         if isinstance(axis, Range):
@@ -117,16 +117,16 @@ def _distributions(plan: Plan) -> dict[str, Any]:
 
 
 def _values_of(plan: Plan) -> dict[str, list]:
-    """Key -> its values in the settings of a grid."""
+    """{key: its values in the settings of a grid}."""
     keys = dict.fromkeys(key for setting in plan.settings for key in setting.values)
     return {key: [setting.values[key] for setting in plan.settings if key in setting.values] for key in keys}
 
 
 def _plain(value: Any) -> Any:
-    """What a categorical distribution takes: tables and lists as JSON."""
+    """A value for a categorical distribution: tables and lists become JSON text."""
     return value if isinstance(value, (str, int, float, bool, type(None))) else json.dumps(value, sort_keys=True)
 
 
 def _own(value: Any, axis: Axis) -> Any:
-    """The axis's own value again."""
+    """The axis's value that `_plain` was applied to."""
     return value if isinstance(axis, Range) else next(choice for choice in axis if _plain(choice) == value)

@@ -1,4 +1,4 @@
-"""sweep.md: the paper's table with intervals, what known features say, and what is at equal FVU."""
+"""sweep.md: the paper's table with intervals, measures of known features, and the comparison at equal FVU."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,20 +10,23 @@ from metasae.sweep.plan import QUANTITIES
 
 FIGURES = {"pareto": "Objectives and their front", "dose-response": "Change over the penalty's strength"}
 STATES = {DONE: "done", STOPPED: "stopped early", FAILED: "failed"}
-# The paper's table: L2 changes by the same percentage as FVU; of the output, what the model has.
+# The measures of the paper's table. L2 is left out, as it changes by the same percentage as FVU. OUTPUT: the first that
+# the model has.
 PAPER = ("cooccurrence.mean_abs_phi", "fidelity.fvu")
 OUTPUT = ("fidelity.ce_delta", "fidelity.output_cosine_distance")
 
 
 def columns(result: dict) -> list[str]:
-    """The measures shown: the paper's, those of known features, and the objectives, each where any cell has it."""
+    """The keys of the measures shown: the paper's, those of known features, and the objectives, if any cell has
+    them.
+    """
     known = {key for cell in result["cells"] for key in cell["differences"]}
     output = [key for key in OUTPUT if key in known][:1]
     return [key for key in dict.fromkeys([*PAPER, *output, *TRUTH, *result["objectives"]]) if key in known]
 
 
 def as_markdown(result: dict, drawn: Sequence[str] = ()) -> str:
-    """drawn: names of the figures that were drawn."""
+    """The text of sweep.md. drawn: names of the figures that were drawn."""
     shown, states = columns(result), [cell["state"] for cell in result["cells"]]
     same_k = list(dict.fromkeys([*shown, "fidelity.l0"]))
     by_kind = not result["equal_fvu"] and all(cell["kind"] for cell in result["cells"])
@@ -53,12 +56,12 @@ def _remark(cell: dict) -> str:
 
 
 def _equal_fvu(result: dict, same_k: list[str]) -> dict[str, list]:
-    """The labels and rows of the two tables of kinds. same_k: the measures of the one at the same k."""
+    """The labels and rows of the two tables of kinds. same_k: the measures in the table at the same k."""
     target, read = result["target"], [key for key in same_k if key != "fidelity.fvu"]
     read_rows = []
     for kind, rows in result["kinds"].items():
         ks = [str(k) for k in result["k"][kind] if (kind, k) != (target["kind"], target["k"])]
-        name = f"{kind}'s own curve: the error of reading" if kind == target["kind"] else kind
+        name = f"{kind}'s own curve: the error of interpolation" if kind == target["kind"] else kind
         read_rows.append([name, ", ".join(ks), *(_read_off(rows.get(key), key) for key in read)])
     same_k_rows = [
         [kind, k, *(_change(rows.get(key), key) for key in same_k)]
@@ -70,19 +73,21 @@ def _equal_fvu(result: dict, same_k: list[str]) -> dict[str, list]:
 
 
 def _read_off(entry: dict | None, key: str) -> str:
-    """A difference at equal FVU, with the error of reading in the unit of the change."""
+    """A difference at equal FVU as text, with the error of interpolation in the unit of the change."""
     if entry is None:
         return "-"
     if entry["difference"] is None:
         return "FVU not reached"
     error, relative = entry["interpolation_error"], QUANTITIES[key].relative
     base, unit = (abs(entry["b"]), "%") if relative else (1, " pp")
-    reading = f" (reading ± {100 * error / base:.2g}{unit})" if error is not None and base else ""
+    reading = f" (interpolation ± {100 * error / base:.2g}{unit})" if error is not None and base else ""
     return f"{_change(entry, key)}{reading}, {entry['n_seeds']} seeds"
 
 
 def _change(entry: dict | None, key: str) -> str:
-    """Bold where it is clear after Holm's correction, which differences at equal FVU have none of."""
+    """A change as text, bold if it is clear after Holm's correction. Differences at equal FVU have no such
+    correction.
+    """
     text = change(QUANTITIES[key], entry) if entry else "-"
     return f"**{text}**" if entry and is_established(entry) else text
 

@@ -1,9 +1,9 @@
-"""A worker: trains and measures what nobody else holds, settles cells, and draws those of a search. Any number may work
-on one folder.
+"""A worker: trains and measures SAEs that no other worker holds, ends cells, and draws the cells of a search. Any
+number of workers may share a folder.
 
-What is handed out is the single SAE, by a lock in its folder that ends with the process; so no SAE is trained twice at
-once, a killed worker's SAE is taken up from its checkpoint by whoever is free, and a worker without a cell of its own
-helps with the others'.
+Work is divided by single SAEs, with a lock in each SAE's folder that is released when the process ends. So no SAE is
+trained twice at the same time, another worker continues a killed worker's SAE from its checkpoint, and a worker without
+a cell of its own helps with other cells.
 """
 
 import os
@@ -40,7 +40,7 @@ POLL_SECONDS = 0.3
 
 
 class Worker:
-    """One process's part in a sweep. `work` returns when every cell is settled."""
+    """One process of a sweep. `work` returns when every cell has ended."""
 
     def __init__(self, folder: SweepFolder, device: str, progress: Progress = SILENT):
         self.folder, self.device, self.progress = folder, device, progress
@@ -53,7 +53,9 @@ class Worker:
         keep_freed_memory()
 
     def work(self, stop: StopRequest) -> None:
-        """Raises Interrupted once the state is saved. A cell that fails is noted, and the work goes on."""
+        """Works until every cell has ended. A cell that fails is recorded, and the work continues. Raises Interrupted
+        after a signal, when the state is saved.
+        """
         start = time.perf_counter()
         while True:
             self._read_plan()
@@ -67,11 +69,11 @@ class Worker:
                 raise Interrupted("stopped between two stages; what is done is kept")
 
     def harvest(self) -> None:
-        """Fills the activation cache where that is not done."""
+        """Fills the activation cache if it is not full."""
         self._cache(self.plan.most_tokens)
 
     def _read_plan(self) -> None:
-        """A later call may have added seeds, settings or trials."""
+        """Reads the plan again if it changed, as a later call may have added seeds, settings or trials."""
         stamp = self.folder.plan.stat().st_mtime_ns
         if stamp != self._stamp:
             self._stamp, self.plan = stamp, read_plan(self.folder)
@@ -82,7 +84,7 @@ class Worker:
         return [cell for cell in self.folder.cells() if cell.state == OPEN]
 
     def _wanted(self, cell: Cell) -> list[Member]:
-        """The SAEs that a cell asks for now: of one that may yet be stopped, those of the first seed."""
+        """The SAEs that a cell needs now: only those of the first seed while the cell may still be stopped."""
         if cell.name not in self._members:
             self._members[cell.name] = self.plan.members(cell.setting)
         members = self._members[cell.name]
@@ -91,7 +93,7 @@ class Worker:
         return members
 
     def _advance(self, cells: list[Cell], stop: StopRequest) -> bool:
-        """Trains or measures the first SAE that needs it and that nobody holds; False where there is none."""
+        """Trains or measures the first SAE that needs it and that no worker holds; False if there is none."""
         for cell in cells:
             members = self._wanted(cell)
             if any(map(self.folder.failure, members)):
@@ -100,15 +102,15 @@ class Worker:
                 twin = self._twin(member, members)
                 if self._is_due(member, twin):
                     with locked(self.folder.sae(member).folder / "lock", wait=False) as free:
-                        # another may have ended it since
+                        # another worker may have finished it since
                         if free and self._is_due(member, twin):
                             self._work_on(member, twin, stop)
                             return True
         return False
 
     def _is_due(self, member: Member, twin: Member | None) -> bool:
-        """Whether there is something to do on an SAE now: to train it, or to measure it where what it waits for is
-        there.
+        """Whether an SAE can be trained or measured now. If its measures are taken over from a twin, it waits for the
+        twin.
         """
         sae = self.folder.sae(member)
         if self.folder.failure(member) or sae.is_measured:
@@ -117,8 +119,8 @@ class Worker:
         return not (waits and sae.is_trained)
 
     def _twin(self, member: Member, members: list[Member]) -> Member | None:
-        """The baseline's SAE whose weights an SAE shares to the bit; its measures are taken over, so it is measured
-        first.
+        """The baseline's SAE with exactly the same weights as this SAE. Its measures are taken over, so it is measured
+        first. None if there is none.
         """
         if not ARMS[member.trained_as].keeps_primary:
             return None
@@ -126,7 +128,9 @@ class Worker:
         return next((other for other in baselines if other.seed == member.seed), None)
 
     def _work_on(self, member: Member, twin: Member | None, stop: StopRequest) -> None:
-        """Where an SAE fails, why is noted beside it. Raises UserError where the disk does not take that."""
+        """Trains and measures an SAE. If it fails, the reason is written into its folder. Raises UserError if that
+        cannot be written.
+        """
         try:
             self._train_and_measure(member, twin, stop)
         except Interrupted:
@@ -158,11 +162,11 @@ class Worker:
                 self._reference = measure_arm(member.recipe, self.source, cache, sae, twins, self._reference)
 
     def _settle(self, cells: list[Cell]) -> bool:
-        """Ends the cells that are ready: their run folders and their states. False where there is none."""
+        """Ends the cells that are ready: writes their run folders and states. False if there is none."""
         if not any(map(self._verdict, cells)):
             return False
         with self.folder.locked():
-            # another may have ended them, or opened them again for more seeds
+            # another worker may have ended them, or a later call opened them again for more seeds
             self._read_plan()
             for cell in self._open_cells():
                 if verdict := self._verdict(cell):
@@ -170,7 +174,7 @@ class Worker:
         return True
 
     def _verdict(self, cell: Cell) -> tuple[str, str] | None:
-        """(state, why) of a cell that has come to its end, or None."""
+        """(state, reason) of a cell that can end now, or None."""
         members = self._wanted(cell)
         for member in members:
             if why := self.folder.failure(member):
@@ -196,10 +200,10 @@ class Worker:
         self.folder.write_cell(replace(cell, state=state, why=why, seeds=seeds, objectives=objectives))
 
     def _assemble(self, cell: Cell, members: list[Member], seeds: list[int]) -> dict:
-        """Writes a cell's run folder, so that `compare`, `report` and `run` work on it: links to its SAEs under arms/,
-        its recipe and the comparison, which is returned.
+        """Writes a cell's run folder, so that `compare`, `report` and `run` work on it: links to its SAEs in arms/, its
+        recipe and the comparison; returns the comparison.
 
-        Raises UserError when the disk is full, and for an SAE that was not trained as the cell asks.
+        Raises UserError if the disk is full, or if an SAE was not trained by the cell's values.
         """
         run, stages = self.folder.run(cell.name), {}
         for member in members:
@@ -219,7 +223,7 @@ class Worker:
     def _draw(self) -> bool:
         """Draws a cell of a search.
 
-        False where none is left, and in a grid, whose cells are all there from the start.
+        False if no trial is left, and for a grid, whose cells all exist from the start.
         """
         if not self.plan.search:
             return False
@@ -230,7 +234,9 @@ class Worker:
             return draw(self.folder, self.plan)
 
     def _halve(self) -> bool:
-        """With early stopping: once every cell has its first seed, says which go on."""
+        """With early stopping: when every cell has its first seed, decides which cells continue. False if there is
+        nothing to decide.
+        """
         if not self.plan.halves:
             return False
         with self.folder.locked():
@@ -247,7 +253,9 @@ class Worker:
         return values and (values * self.plan.signs).tolist()
 
     def _cache(self, train_tokens: int) -> ActivationCache | PlantedCache:
-        """The activations, with so many training tokens: a cell of fewer tokens sees what a run of its own would."""
+        """The activations with this many training tokens: a cell of fewer tokens reads the same as a run of its own
+        would.
+        """
         if train_tokens not in self._caches:
             tokens = self.plan.base.split_tokens | {"train": train_tokens}
             self._caches[train_tokens] = self.source.open(tokens) if self.source.planted else self._harvested(tokens)
@@ -263,11 +271,11 @@ class Worker:
                 seconds = time.perf_counter() - start + note.get("seconds", 0.0)
                 note = {"cache": str(cache.folder.resolve()), "fingerprint": cache.fingerprint, "seconds": seconds}
                 files.write_json(path, note)
-        # known to fit, so the text need not be gathered nor the model loaded
+        # it is known to fit, so the text is not gathered and the model is not loaded
         return ActivationCache(note["cache"], tokens, self.source.recipe.harvest.norm_limit)
 
     def _note(self, seconds: float) -> None:
-        """What this worker took so far, its imports and the harvest before it left out."""
+        """Records the time and memory of this worker so far, without its imports and the harvest."""
         facts = {
             "device": self.device,
             "threads": torch.get_num_threads(),
@@ -278,26 +286,26 @@ class Worker:
         try:
             files.write_json(self.folder.path / "workers" / f"{self.name}.json", facts)
         except UserError as error:
-            # a disk that is full is no reason to stop here
+            # a full disk is no reason to stop here
             self.progress.say(str(error))
 
 
 def _refuse_other(sae: Arm, member: Member) -> None:
-    """Compares the recipe that an SAE says it was trained by with the one that its name, a hash, stands for."""
+    """Raises UserError if the recipe in an SAE's metadata differs from the recipe that its name, a hash, stands for."""
     trained_by = files.read_json(sae.folder / "primary" / CONFIG)["metadata"]["metasae"]["recipe"]
     asked = member.recipe.model_dump(mode="json")
     for table in ("sae", "meta", "train"):
         for key, value in asked[table].items():
             if key not in NO_MATTER and trained_by[table].get(key) != value:
                 raise UserError(
-                    f"{sae.folder} was trained with {table}.{key}={trained_by[table].get(key)} where {value} is asked "
-                    "for; delete it and run again"
+                    f"{sae.folder} was trained with {table}.{key}={trained_by[table].get(key)}, but the sweep needs "
+                    f"{value}; delete the folder and run again"
                 )
 
 
 @contextmanager
 def _timed(sae: Arm, facts: dict, what: str) -> Iterator[None]:
-    """Notes in an SAE's sae.json, whose contents are `facts`, how long the block took; nothing where it raises."""
+    """Writes the seconds of the block into an SAE's sae.json, whose content is `facts`; nothing if the block raises."""
     start = time.perf_counter()
     yield
     facts[what] = time.perf_counter() - start

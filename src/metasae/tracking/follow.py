@@ -1,4 +1,4 @@
-"""What is new in a run folder, given to a sink: while the run goes on, or once."""
+"""Sends what is new in a run folder to a sink: continuously during a run, or once."""
 
 import threading
 import time
@@ -12,30 +12,30 @@ from metasae.compare.catalogue import CATALOGUE, value_of
 from metasae.errors import UserError
 from metasae.tracking.sinks import Sink, open_sink
 
-# Seconds between two looks at a run that goes on.
+# Seconds between two readings of the run folder during a run.
 EVERY = 5.0
-# Of a line of metrics.jsonl, what says where it stands; the rest are its numbers.
+# The keys of a line of metrics.jsonl that give its step; the others are numbers to send.
 PLACE = ("step", "meta_step")
 
 
 class Follower:
-    """Remembers what each SAE of a run or sweep has sent."""
+    """Sends what is new of each SAE of a run or sweep, and remembers what was sent."""
 
     def __init__(self, folder: str | Path, sink: Sink):
         self.folder, self.sink = Path(folder), sink
-        # SAE -> the last step sent, and when the measures that were sent had been written
+        # by SAE: the last step sent, and the modification time of the measures that were sent
         self._steps: dict[str, int] = {}
         self._measured: dict[str, float] = {}
 
     def look(self) -> int:
-        """Sends what is new; returns how many lines of curves and sets of measures that was."""
+        """Sends what is new; returns the number of lines of curves and sets of measures sent."""
         return sum(self._curves(folder) + self._measures(folder) for folder in sae_folders(self.folder))
 
     def _curves(self, folder: Path) -> int:
         name, sent = folder.name, 0
         done = self._steps[name] if name in self._steps else self.sink.last(name)
         for row in read_metrics(folder / "metrics.jsonl"):
-            # a run that was killed writes the lines after its checkpoint again, the same to the bit
+            # a run that was killed writes the lines after its checkpoint again, and they are equal
             if row["step"] > done:
                 numbers = {f"train/{key}": value for key, value in row.items() if key not in PLACE}
                 self.sink.curves(name, row["step"], _known(numbers))
@@ -60,18 +60,19 @@ def _known(numbers: dict[str, float | None]) -> dict[str, float]:
 
 
 def sae_folders(folder: Path) -> list[Path]:
-    """The SAEs of a run (arms/) or of a sweep (saes/) that have begun to train."""
+    """The folders of the SAEs of a run (arms/) or sweep (saes/) whose training has begun."""
     return sorted(path.parent for place in ("arms", "saes") for path in (folder / place).glob("*/metrics.jsonl"))
 
 
 def track(folder: str | Path, to: str, project: str | None = None, follow: bool = False, every: float = EVERY) -> int:
-    """Sends what a run or sweep has so far; returns how many lines of curves and sets of measures were new.
+    """Sends the curves and measures of a run or sweep so far; returns the number of new lines of curves and sets of
+    measures.
 
-    follow: goes on looking until it is interrupted. Raises UserError for a folder without SAEs, and as `open_sink`.
+    follow: keeps sending until it is interrupted. Raises UserError for a folder without SAEs, and as `open_sink`.
     """
     if not Path(folder).is_dir() or not (follow or sae_folders(Path(folder))):
         raise UserError(
-            f"{folder} has no SAE in training or trained; give the --out folder of `metasae run` or `metasae sweep`"
+            f"{folder} has no SAE whose training has begun; give the --out folder of `metasae run` or `metasae sweep`"
         )
     sink = open_sink(to, folder, project)
     follower, sent = Follower(folder, sink), 0
@@ -92,10 +93,10 @@ def track(folder: str | Path, to: str, project: str | None = None, follow: bool 
 def following(
     folder: str | Path, to: str | None, say: Callable[[str], None], project: str | None = None, every: float = EVERY
 ) -> Iterator[None]:
-    """Sends on what a run writes for as long as the block lasts, from a thread; nothing where `to` is None.
+    """Sends what a run writes during the block, from a thread. Does nothing if `to` is None.
 
-    A sink that cannot be opened is refused before the block begins. One that fails later is told once, through `say`,
-    and left alone.
+    Raises UserError before the block if the sink cannot be opened. If it fails later, one line is printed by `say` and
+    sending stops.
     """
     if to is None:
         yield
@@ -109,10 +110,10 @@ def following(
                 follower.look()
             follower.look()
             sink.close()
-        except Exception as error:  # whatever it is, it is not the run's concern
+        except Exception as error:  # any error here must not stop the run
             reason = " ".join(str(error).split())[:200]
             command = f"metasae track {folder} --to {to}"
-            say(f"tracking stopped ({reason}); the run goes on. `{command}` sends what is missing")
+            say(f"tracking stopped ({reason}); the run continues. `{command}` sends what is missing")
 
     thread = threading.Thread(target=go, name="tracking", daemon=True)
     thread.start()

@@ -1,9 +1,9 @@
-"""Where numbers go: TensorBoard or Weights & Biases, which have the same methods.
+"""The sinks, TensorBoard and Weights & Biases, which have the same methods.
 
-    last(name) -> int               the last step that is there already, 0 for none
-    curves(name, step, numbers)     of one step in training
-    measures(name, step, numbers)   of the SAE after `step` steps
-    close()                         everything is written when this returns
+    last(name) -> int               the last step that was sent before, 0 for none
+    curves(name, step, numbers)     sends the numbers of one training step
+    measures(name, step, numbers)   sends the measures of the SAE after `step` steps
+    close()                         writes everything before it returns
 
 name: of an SAE, `solo-s0`. numbers: dotted name -> value.
 """
@@ -19,16 +19,16 @@ from metasae.arms.folder import read_object
 from metasae.errors import UserError, install_hint
 from metasae.files import toml
 
-# The name of each sink, which is that of its package, and what it is called.
+# {name of a sink, which is its package: its title}
 SINKS = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases"}
-# SAE -> its run there, so that a later call goes on with the same one
+# The file with {SAE: its run on the service}, so that a later call continues the same run.
 IDS = "wandb.json"
 
 
 class TensorBoard:
-    """TensorBoard's event files in RUN/tensorboard, one folder of events per SAE.
+    """TensorBoard's event files in RUN/tensorboard, one folder for each SAE.
 
-    They are written anew from the record, which is small, so no step is there twice.
+    They are written again from the record, which is small, so no step appears twice.
     """
 
     def __init__(self, folder: Path):
@@ -56,8 +56,8 @@ class TensorBoard:
 class WandB:
     """Weights & Biases: one run per SAE, in a group named after the run folder.
 
-    WANDB_MODE=offline keeps all on this machine. project: WANDB_PROJECT or 'metasae' where None. Raises UserError where
-    the service would ask for a key.
+    WANDB_MODE=offline keeps everything on this machine. project: None takes WANDB_PROJECT or 'metasae'. Raises
+    UserError if the service would ask for a key.
     """
 
     def __init__(self, folder: Path, project: str | None = None):
@@ -67,8 +67,8 @@ class WandB:
         self._project = project or os.environ.get("WANDB_PROJECT") or "metasae"
         if os.environ.get("WANDB_MODE", "online") in ("online", "shared") and not _has_key(wandb):
             raise UserError(
-                "Weights & Biases knows no key: run `wandb login`, set WANDB_API_KEY, "
-                "or keep it on this machine with WANDB_MODE=offline"
+                "Weights & Biases has no API key: run `wandb login`, set WANDB_API_KEY, "
+                "or keep everything on this machine with WANDB_MODE=offline"
             )
         self._ids = read_object(folder / IDS)
         self._name, self._run = None, None
@@ -81,7 +81,7 @@ class WandB:
         self._run_of(name).log(numbers, step=step)
 
     def measures(self, name: str, step: int, numbers: dict[str, float]) -> None:
-        """As the run's summary: they are of the trained SAE, not of a step."""
+        """Writes them to the run's summary, as they are of the trained SAE, not of a step."""
         self._run_of(name).summary.update(numbers)
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class WandB:
             self._name, self._run = None, None
 
     def _run_of(self, name: str):
-        """SAEs are trained one after another, so one run is open at a time."""
+        """The open run of an SAE. SAEs are sent one after another, so one run is open at a time."""
         if name == self._name:
             return self._run
         self.close()
@@ -115,12 +115,12 @@ class WandB:
 def _has_key(wandb) -> bool:
     try:
         return bool(wandb.login(prompt=False, verify=False))
-    except TypeError:  # a release before that option
+    except TypeError:  # a release without that option
         return bool(wandb.api.api_key)
 
 
 def _config(folder: Path, name: str) -> dict:
-    """The recipe with dotted keys, and which SAE of it this is."""
+    """The recipe with dotted keys, and the SAE's arm and seed."""
     tables = ((table, values) for table, values in _recipe(folder, name).items() if isinstance(values, dict))
     flat = {f"{table}.{key}": value for table, values in tables for key, value in values.items()}
     arm, _, seed = name.partition("-s")
@@ -128,7 +128,7 @@ def _config(folder: Path, name: str) -> dict:
 
 
 def _recipe(folder: Path, name: str) -> dict:
-    """That of the SAE itself once it is trained, which in a sweep is its own; before that, of the run or the plan."""
+    """The recipe of an SAE: from the SAE if it is trained, before that from the run or the sweep's plan."""
     for place in ("arms", "saes"):
         config = read_object(folder / place / name / "primary" / "cfg.json")
         if config:
@@ -142,14 +142,14 @@ Sink = TensorBoard | WandB
 
 
 def check_sink(to: str) -> None:
-    """Raises UserError for a name that is none, and where its package is not installed."""
+    """Raises UserError for an unknown sink, and if its package is not installed."""
     if to not in SINKS:
-        raise UserError(f"nothing is known of tracking with '{to}'; choose {' or '.join(SINKS)}")
+        raise UserError(f"tracking with '{to}' is not supported; choose {' or '.join(SINKS)}")
     if importlib.util.find_spec(to) is None:
         raise UserError(f"tracking with {SINKS[to]} needs its package: {install_hint('tracking')}")
 
 
 def open_sink(to: str, folder: str | Path, project: str | None = None) -> Sink:
-    """Raises UserError for a name that is none, a package that is missing, and a service that knows no key."""
+    """Opens a sink. Raises UserError for an unknown sink, a missing package, and a service without an API key."""
     check_sink(to)
     return TensorBoard(Path(folder)) if to == "tensorboard" else WandB(Path(folder), project)
