@@ -9,6 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from metasae.arms.folder import Arm, read_object
 from metasae.compare.catalogue import CATALOGUE, GROUPS, WHY_NOT_PHI_ALONE, Quantity, change, named_side, reading
+from metasae.compare.older import completed
 from metasae.compare.verdict import headline
 from metasae.data.model.model_folder import local_folder
 from metasae.errors import UserError
@@ -37,7 +38,8 @@ def overview_of(
 ) -> dict:
     """saes: what the store knows of each arm. What the run folder lacks is None or empty."""
     compared = read_object(run_folder / "compare.json")
-    enough = compared.get("trained", {}).get("enough")
+    compared = completed(compared) if compared else {}
+    enough = compared["trained"]["enough"] if compared else None
     measures = {arm.label: arm.measures() for arm in arms}
     of = {name: of_arm for name, of_arm in measures.items() if of_arm}
     planted = recipe is not None and recipe.text.source == "planted"
