@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from metasae.compare.catalogue import CATALOGUE, change
 from metasae.compare.compare import compare
 from metasae.compare.older import completed
 from metasae.compare.verdict import headline
@@ -55,3 +56,10 @@ def test_a_change_without_its_interval_or_its_seeds_is_still_written(folder):
     overview = overview_of(folder, None, (), (), causal=False)
     assert overview["pairs"]["joint vs solo"]["fidelity.fvu"]["change"] == "+10.2%"
     assert write_report(folder, older).is_file()
+
+
+def test_the_rounding_of_a_mean_is_no_change():
+    quantity = next(q for q in CATALOGUE if not q.relative)
+    values = [{"seed": 0, "a": 0.6, "b": 0.5}, {"seed": 1, "a": 0.4, "b": 0.5}]
+    entry = {"difference": -2.8e-17, "percent": None, "percent_ci95": None, "ci95": [-2.0, 2.0], "values": values}
+    assert change(quantity, entry) == "+0 pp [-200, +200]"

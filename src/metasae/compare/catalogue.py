@@ -105,6 +105,10 @@ WHY_NOT_PHI_ALONE = (
 TRUTH = ("spikes.recovery_f1", "concepts.best_f1", "truth.f1", "truth.blend_rate")
 
 
+# A change as small as this is the rounding of sums over seeds, not a change.
+_ROUNDING = 1e-12
+
+
 class Pair(NamedTuple):
     """An arm held against the baseline. Its differences are arm - baseline: `a` and `b` in compare.json.
 
@@ -175,7 +179,8 @@ def change(quantity: Quantity, entry: dict) -> str:
     value, interval = scaled(quantity, entry)
     if value is None:
         ends = entry["ci95"] and [plain(f"{end:+.2g}") for end in entry["ci95"]]
-        return _with_interval(plain(f"{entry['difference']:+.2g}"), ends)
+        difference = entry["difference"] if abs(entry["difference"]) > _ROUNDING else 0.0
+        return _with_interval(plain(f"{difference:+.2g}"), ends)
     unit = "%" if quantity.relative else " pp"
     return _with_interval(_signed(value) + unit, interval and list(map(_signed, interval)))
 
@@ -258,4 +263,4 @@ def _signed(value: float) -> str:
     for limit, digits in ((100, "+.0f"), (1, "+.1f"), (0.005, "+.2f")):
         if abs(value) >= limit:
             return f"{value:{digits}}"
-    return plain(f"{value:+.0e}") if value else "+0"
+    return plain(f"{value:+.0e}") if abs(value) > _ROUNDING else "+0"

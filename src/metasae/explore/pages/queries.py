@@ -18,7 +18,7 @@ from metasae.explore.pages.labels import Labels
 from metasae.explore.pages.latent_page import add_found, latent_page, rows_of
 from metasae.explore.pages.latent_table import MOST, LatentTable
 from metasae.explore.pages.pair_pages import split_page, splits_page
-from metasae.explore.pages.search import found_in, matches_in
+from metasae.explore.pages.search import SPECIFIC_FIRST, found_in, matches_in, most_specific_first
 from metasae.explore.store.blobs import unpack_edges
 from metasae.explore.store.open_store import CHUNK, OpenStore
 from metasae.explore.store.schema import MEANINGS, SCALARS, key_of
@@ -66,13 +66,18 @@ class Explorer:
     ) -> dict:
         """A page of an SAE's latents; at most 500 at a time.
 
-        search: words of an explanation, or the beginning of a top token. filters: min_rate, max_rate, label, dead, as
+        search: words of an explanation, or the beginning of a top token. sort: a column, or "specific", which puts the
+        latents first that are most specific to what is searched for, and means "rate" without a search. filters: min_rate, max_rate, label, dead, as
         for `LatentTable.listed`.
         """
         facts = self.store.sae(sae)
         labels, table = self._labels.of_latents(sae), self._tables[facts.id]
         searched = self._searched(facts, search) if search else None
-        latents = table.listed(sort, descending, labels, searched, **filters)
+        by_search = sort == SPECIFIC_FIRST and bool(search)
+        column = "rate" if sort == SPECIFIC_FIRST else sort
+        latents = table.listed(column, descending, labels, searched, **filters)
+        if by_search:
+            latents = most_specific_first(self.store, facts, search, latents)
         first = max(0, offset)
         shown = latents[first : first + max(0, min(limit, MOST))].tolist()
         rows = rows_of(self.store, facts, shown, labels)

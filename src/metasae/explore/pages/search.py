@@ -23,6 +23,8 @@ from metasae.explore.store.open_store import OpenStore, SaeFacts, folded
 from metasae.explore.store.schema import keys_of
 
 LONGEST_SEARCH = 500
+# The order of a list that is searched; no column has this name.
+SPECIFIC_FIRST = "specific"
 _BY_TOKEN = """SELECT v.string, v.folded, t.data FROM vocabulary v
     CROSS JOIN top_tokens t ON t.text = v.text AND t.entry = v.entry AND t.sae = :sae
     WHERE v.text = :text AND v.folded >= :low AND v.folded < :high ORDER BY v.entry"""
@@ -44,6 +46,12 @@ def found_in(store: OpenStore, facts: SaeFacts, search: str) -> np.ndarray:
     passing = np.zeros(facts.n, bool)
     passing[[match.latent for match in matches_in(store, facts, search)]] = True
     return passing
+
+
+def most_specific_first(store: OpenStore, facts: SaeFacts, search: str, latents: np.ndarray) -> np.ndarray:
+    """latents int [m], which the search finds, in the order of `matches_in`."""
+    order = np.array([match.latent for match in matches_in(store, facts, search)], latents.dtype)
+    return order[np.isin(order, latents)]
 
 
 def matches_in(store: OpenStore, facts: SaeFacts, search: str) -> list[Match]:
