@@ -190,7 +190,9 @@ class FakeExplorer:
             key=lambda row: (row.get(sort) is None, 0 if row.get(sort) is None else sign * row[sort], row["latent"])
         )
         if by_search:
-            (group,) = [group for group in self.search(search, self.n)["groups"] if group["sae"] == sae] or [{"rows": []}]
+            (group,) = [group for group in self.search(search, self.n)["groups"] if group["sae"] == sae] or [
+                {"rows": []}
+            ]
             order = [row["latent"] for row in group["rows"]]
             rows.sort(key=lambda row: order.index(row["latent"]) if row["latent"] in order else self.n)
         columns = [{"key": key, "label": name, "kind": "number"} for key, name in COLUMNS]

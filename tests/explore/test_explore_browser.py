@@ -427,7 +427,9 @@ def test_what_lives_on_is_shown_when_asked_for(reader):
     page.wait_for_function(f"() => {status} === '1 of 1 shown, 1 hidden, as their latents are in both SAEs'")
     page.check(".toolbar input[type=checkbox]")
     page.wait_for_function(f"() => {status} === '2 of 2 shown'")
-    assert "The parent still exists (as joint-s0 2927, phi 0.920)" in " ".join(page.inner_text(".item >> nth=1").split())
+    assert "The parent still exists (as joint-s0 2927, phi 0.920)" in " ".join(
+        page.inner_text(".item >> nth=1").split()
+    )
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
     page.wait_for_function(f"() => {status}.startsWith('50 of 108 shown')")

@@ -157,8 +157,14 @@ def _at(measures: Any, path: tuple[str, ...]) -> Any:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """So many significant digits, never with an exponent; - for none."""
-    return "-" if value is None else plain(f"{value:.{digits}g}")
+    """So many significant digits, never with an exponent; - for none. The explorer writes numbers alike
+    (static/dom.js): 0.5000, 32.00, 12,346, and a whole number without places.
+    """
+    if value is None:
+        return "-"
+    if float(value).is_integer() or abs(value) >= 10**digits - 0.5:
+        return f"{value:,.0f}"
+    return plain(f"{value:#.{digits}g}")
 
 
 def plain(text: str) -> str:

@@ -67,8 +67,8 @@ class Explorer:
         """A page of an SAE's latents; at most 500 at a time.
 
         search: words of an explanation, or the beginning of a top token. sort: a column, or "specific", which puts the
-        latents first that are most specific to what is searched for, and means "rate" without a search. filters: min_rate, max_rate, label, dead, as
-        for `LatentTable.listed`.
+        latents first that are most specific to what is searched for, and means "rate" without a search. filters:
+        min_rate, max_rate, label, dead, as for `LatentTable.listed`.
         """
         facts = self.store.sae(sae)
         labels, table = self._labels.of_latents(sae), self._tables[facts.id]

@@ -17,6 +17,7 @@ export class Deciles {
       ? `sorted into tenths by their strongest activation; ${number(latent.windows.length)} windows, ${number(latent.scalars.firings)} firings`
       : null;
     this.node = card("Where it fires", note, this.filter, this.body);
+    this.node.classList.add("where");
     this.only(null);
   }
 

@@ -142,9 +142,10 @@ export function wayOf(q, entry) {
 function changeCells(q, entry, name, reach, narrow, other) {
   if (!entry || entry.difference === null) return [h("td", {}, "–"), h("td", { class: "drawn" }), h("td", {})];
   const way = isClear(entry) ? wayOf(q, entry) : "";
+  const [value, ends] = minus(entry.change).split(/ (?=\[)/);
   const seeds = entry.n_seeds ? `${entry.n_seeds} seed${entry.n_seeds === 1 ? "" : "s"}` : "";
   return [
-    h("td", { class: way }, minus(entry.change), other && h("span", { class: "ends soft" }, other)),
+    h("td", { class: way }, value, ends && h("span", { class: "ci" }, ` ${ends}`), other && h("span", { class: "ends soft" }, other)),
     h("td", { class: "drawn" }, forest(drawnOf(q, entry), reach, isClear(entry), name, narrow)),
     h(
       "td",

@@ -92,7 +92,7 @@ function summary(latent) {
 async function examples(saes) {
   const rows = (await Promise.all([ofASplit(), ofAMatch(saes), ofPartners(saes)].map((asked) => asked.catch(() => null)))).filter(Boolean);
   const line = ([a, b, why]) =>
-    h("li", { class: "item", tabindex: "-1" }, h("a", { class: "whole", href: `#/compare/${encodeURIComponent(a)}/${encodeURIComponent(b)}` }, `${a.replace(":", " ")} and ${b.replace(":", " ")}`), h("span", { class: "soft" }, ` ${why}`));
+    h("li", { class: "item", tabindex: "-1" }, h("a", { class: "whole", href: `#/compare/${encodeURIComponent(a)}/${encodeURIComponent(b)}` }, `${a.replace(":", " ")} and ${b.replace(":", " ")}`), h("span", { class: "soft" }, ` – ${why}`));
   return card(
     "Examples",
     "or choose two latents above, by number or by a token that they fire on; they may be of one SAE or of two",

@@ -40,9 +40,7 @@ export async function page({ parts }) {
         explained(latent, run),
         logits(latent),
         senses(latent),
-        matches(latent),
-        neighbours(latent),
-        meta(latent),
+        late(matches(latent), neighbours(latent), meta(latent)),
       ),
     ),
   );
@@ -113,6 +111,13 @@ function head(latent, n, go, run) {
         )
       : null,
   );
+}
+
+/** Cards that stand below the windows where there is one column. */
+function late(...cards) {
+  const shown = cards.flat(Infinity).filter(Boolean);
+  for (const card of shown) card.classList.add("late");
+  return shown;
 }
 
 /** solo-s0.377.joint-s1 -> solo-s0 377 in joint-s1. */

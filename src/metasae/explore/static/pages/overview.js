@@ -63,7 +63,7 @@ async function worthALook(run) {
   const answer = await data.splits({ kind: "splits", limit: 1 }).catch(() => ({ rows: [] }));
   const [split] = answer.rows;
   const lists = presetsOf(run).filter(({ of }) => of);
-  const item = (link, why) => h("li", { class: "item", tabindex: "-1" }, link, h("span", { class: "soft" }, " ", why));
+  const item = (link, why) => h("li", { class: "item", tabindex: "-1" }, link, h("span", { class: "soft" }, " – ", why));
   return h(
     "section",
     { class: "card" },
