@@ -523,7 +523,7 @@ def test_two_latents_are_chosen_by_a_token_or_from_the_examples(reader):
     page.fill("[aria-label='Number or token of the first']", "17")
     page.fill("[aria-label='Number or token of the second']", "nowhere")
     page.click("button:text-is('Compare')")
-    page.wait_for_selector("text=no latent of solo-s1 fires on “nowhere”")
+    page.wait_for_selector("text=no latent of solo-s1 has “nowhere”")
     page.fill("[aria-label='Number or token of the second']", "money")
     page.click("button:text-is('Compare')")
     page.wait_for_selector("h1:has-text('solo-s0 17 and solo-s1')")

@@ -105,7 +105,7 @@ def relative_differences(pairs: dict, baseline: str = BASELINE) -> Figure | None
         axes.set_xlabel(f"change against {baseline} ({unit}), 95% interval")
     draw_legend(all_axes[0])
     left_out = _in_lines([q.label for q in changed if q not in drawn])
-    note = f"\nnot drawn, as there is no percentage: {left_out}" if left_out else ""
+    note = f"\nnot drawn, as there is no percentage:\n{left_out}" if left_out else ""
     last = all_axes[-1]
     last.set_xlabel(f"{last.get_xlabel()}\nfilled: clear after Holm's correction{note}")
     return figure
