@@ -64,9 +64,9 @@ class LatentTable:
     ) -> np.ndarray:
         """All latents that pass, int32 [m], in order.
 
-        Latents without a value in the sorted column come last; equal values keep the order of the latents. labels: latent
-        -> label. searched: bool [n], the latents that a search found. min_rate, max_rate: of firing. label: the current
-        one. dead: latents that never fire pass too. Raises ValueError for an unknown column.
+        Latents without a value in the sorted column come last; equal values keep the order of the latents. labels:
+        latent -> label. searched: bool [n], the latents that a search found. min_rate, max_rate: of firing. label:
+        the current one. dead: latents that never fire pass too. Raises ValueError for an unknown column.
         """
         known = [column["key"] for column in self.columns]
         if sort not in known:

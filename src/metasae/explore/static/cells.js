@@ -119,7 +119,15 @@ export class Cells {
     const body = rows.map(({ cell }) =>
       h(
         "tr",
-        { class: "item", tabindex: "-1", "data-cell": cell.name },
+        {
+          class: "item go-to",
+          tabindex: "-1",
+          "data-cell": cell.name,
+          // the first column stays in sight, so its link cannot lie over the row
+          onclick: (event) => {
+            if (!event.target.closest("a, button")) location.hash = cellPath(cell.name);
+          },
+        },
         this.columns.map((column) => h("td", { class: column.text ? "text" : null }, column.show(cell))),
       ),
     );

@@ -1,6 +1,6 @@
-"""The application of a run: the answer at each address, the checks of every request and the headers of every answer.
+"""The application of a run: the answer at each address, the checks of every request, the headers of every answer.
 
-The answers are those of the store, as JSON. Labels are written, and a text is answered with the latents that fire on it.
+The answers are those of the store, as JSON. Labels are written, and a text is answered with the latents that fire.
 
 A page on another site must not read or change anything here. So the Host header has to name this machine (a foreign
 name that is pointed at 127.0.0.1 does not), a POST has to be JSON from a page of ours, and the content-security-policy
@@ -63,7 +63,7 @@ def run_app(
 
 
 def _questions(explorer, steers: bool) -> dict[str, Callable[[Request], dict]]:
-    """Address -> the function that answers it. Plain functions run in threads, so that a slow one does not delay others.
+    """Address -> the function that answers it. Plain functions run in threads, so that a slow one delays no other.
 
     steers: whether a latent may be steered; the model has to be causal as well.
     """

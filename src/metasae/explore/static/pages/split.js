@@ -193,7 +193,7 @@ function lifts(split) {
       const value = found.lift[c]?.[t],
         count = found.counts?.[c]?.[t];
       const cell = h("span", { class: `hot c${c % 5}`, title: count === undefined ? null : `${number(count)} firings` }, number(value, 2));
-      cell.style.setProperty("--heat", `var(--child-${c % 5})`);
+      cell.style.setProperty("--heat", `var(--shade-${c % 5})`);
       cell.style.setProperty("--p", `${value > 0 ? Math.round((75 * Math.log1p(value)) / Math.log1p(most)) : 0}%`);
       return cell;
     }),

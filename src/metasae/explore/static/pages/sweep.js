@@ -170,7 +170,7 @@ function failed(sweep) {
   const lost = sweep.cells.filter((cell) => cell.state !== "done");
   if (!lost.length) return null;
   const columns = ["cell", "setting", "state", "why"].map((label) => ({ label, text: true }));
-  const rows = lost.map((cell) => [h("a", { href: cellPath(cell.name), class: "latent-link" }, h("span", { class: "id" }, cell.name)), settingText(cell), cell.state, cell.why || "–"]);
+  const rows = lost.map((cell) => [h("a", { href: cellPath(cell.name), class: "latent-link whole" }, h("span", { class: "id" }, cell.name)), settingText(cell), cell.state, cell.why || "–"]);
   return card("Failed and stopped", "not on the front; the same sweep command tries the failed cells again", table(columns, rows, { label: "Cells that failed or were stopped" }));
 }
 
