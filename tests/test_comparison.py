@@ -84,7 +84,7 @@ def test_pairs_and_files(tmp_path):
         "realised L0 8.00",
     ):
         assert words in markdown
-    assert "| mean \\|phi\\| |  | 0.003 | 0.0028 | -6.7%" in markdown
+    assert "| mean \\|phi\\| |  | 0.003000 | 0.002800 | -6.7%" in markdown
 
 
 def test_the_verdict_has_a_sentence_and_three_lines_for_a_pair(tmp_path):
@@ -423,4 +423,4 @@ def test_arms_of_other_l0_have_no_direction(tmp_path):
 def test_an_interval_without_text_error_says_so(tmp_path):
     three_arms(tmp_path)
     assert "spike-ins recovered, F1 +12.5% [+11.9, +13.1] (interval over seeds alone)" in told(tmp_path)["truth"]
-    assert "| nearest decoder cosine |  | 0.5 | 0.5 | 0 | 3 |  |" in (tmp_path / "compare.md").read_text()
+    assert "| nearest decoder cosine |  | 0.5000 | 0.5000 | 0 | 3 |  |" in (tmp_path / "compare.md").read_text()

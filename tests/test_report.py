@@ -205,7 +205,7 @@ def test_the_means_of_a_row_are_of_the_seeds_of_its_change(tmp_path):
     assert row_mean(comparison, "solo", "fidelity.fvu") == (pytest.approx(0.2), [1])
     assert row_mean(comparison, "joint", "fidelity.fvu") == (pytest.approx(0.25), None)
     entry = comparison["pairs"]["joint vs solo"]["fidelity.fvu"]
-    assert between(entry, [0.25, 0.2]) == "" and between(entry, [0.25, 0.15]) == "0.25 against 0.2"
+    assert between(entry, [0.25, 0.2]) == "" and between(entry, [0.25, 0.15]) == "0.2500 against 0.2000"
 
 
 def test_one_sentence_and_how_to_read_stand_first_then_figures_then_tables(reported):

@@ -170,8 +170,10 @@ class FakeExplorer:
         limit=100,
     ):
         self._check(sae)
-        if sort != "latent" and sort not in dict(COLUMNS):
+        if sort not in ("latent", "specific") and sort not in dict(COLUMNS):
             raise ValueError(f"no column '{sort}'")
+        by_search = sort == "specific" and bool(search)
+        sort = "rate" if sort == "specific" else sort
         rows = [self._row(sae, i) for i in range(self.n)]
         rows = [row for row in rows if (dead or row["rate"] > 0) and (label is None or row["label"] == label)]
         rows = [row for row in rows if row["rate"] >= (min_rate or 0) and row["rate"] <= (max_rate or 1)]
@@ -187,6 +189,12 @@ class FakeExplorer:
         rows.sort(
             key=lambda row: (row.get(sort) is None, 0 if row.get(sort) is None else sign * row[sort], row["latent"])
         )
+        if by_search:
+            (group,) = [group for group in self.search(search, self.n)["groups"] if group["sae"] == sae] or [
+                {"rows": []}
+            ]
+            order = [row["latent"] for row in group["rows"]]
+            rows.sort(key=lambda row: order.index(row["latent"]) if row["latent"] in order else self.n)
         columns = [{"key": key, "label": name, "kind": "number"} for key, name in COLUMNS]
         return {
             "sae": sae,
@@ -358,6 +366,11 @@ class FakeExplorer:
             for row in rows:
                 tokens = words_of(row["latent"])
                 where = [place for place, token in enumerate(tokens[:8]) if token.strip().lower().startswith(text)]
+                if not where:
+                    words = (row["explanation"] or "").split()
+                    row |= {"where": "explanation", "text": row["explanation"],
+                            "specific": min(1.0, len(text.split()) / len(words))}  # fmt: skip
+                    continue
                 f1 = {place: F1(place, row["latent"]) * len(text) / len(tokens[place].strip()) for place in where}
                 best = max(where, key=lambda place: (f1[place], -place))
                 row |= {"where": "token", "text": tokens[best], "specific": f1[best]}

@@ -28,7 +28,7 @@ PAGES = ["overview", "latents/solo-s0", "latent/joint-s0/17", "splits", "split/s
          "compare", "compare/solo-s0:17/joint-s0:4", "try", "search/bank"]  # fmt: skip
 SAME = [
     "overview", "latents/solo-s0", "latents/solo-s0?sort=interp.detection.random", "search/money", "search/ban",
-    "latents/solo-s0?search=bank&sort=max&min_rate=0.001",
+    "latents/solo-s0?search=bank&sort=max&min_rate=0.001", "latents/solo-s0?search=money",
     "latent/joint-s0/17", "latent/solo-s1/199", "splits", "merges", "split/s0-5", "split/m0-100",
 ]  # fmt: skip
 # Milliseconds that a page is waited for. A busy machine is slow, a page that is wrong never comes.
@@ -268,7 +268,7 @@ def test_latents_are_searched_filtered_and_sorted_and_the_address_keeps_it(reade
     assert page.inner_text(".toolbar .note") == "199 latents"
     page.fill("[data-search]", "about number 33")
     page.wait_for_function("() => document.querySelector('.toolbar .note').textContent === '1 latent'")
-    assert page.locator(".vspace .id").inner_text() == "33"
+    assert page.locator(".vspace .id").inner_text() == "33" and "sort=specific" in page.url
     assert "search=about+number+33" in page.url
     page.reload()
     page.wait_for_function("() => document.querySelector('.toolbar .note')?.textContent === '1 latent'")
@@ -389,7 +389,7 @@ def test_a_label_is_saved_and_there_after_a_reload(reader, explorer):
     assert page.inner_text(".toolbar .note") == "1 latent"
     reader.open("latent/solo-s0/3")
     page.click(".labels button:has-text('junk')")
-    page.wait_for_selector(".labels :text('label taken away')")
+    page.wait_for_selector(".labels :text('label removed')")
     assert len(explorer.given) == 1
     explorer.given.clear()
 
@@ -419,21 +419,23 @@ def test_splits_are_filtered_and_loaded_further(reader):
 def test_what_lives_on_is_shown_when_asked_for(reader):
     page = reader.open("splits")
     status = "document.querySelector('.toolbar [role=status]').textContent"
-    assert page.evaluate(status) == "50 of 108 shown, 12 hidden, as latents live on"
+    assert page.evaluate(status) == "50 of 108 shown, 12 hidden, as their latents are in both SAEs"
     first = " ".join(page.locator(".item >> nth=0").inner_text().split())
-    assert "the parent is gone; closest to it, beside its children: joint-s0 2927 (phi 0.410)" in first
-    assert "was already solo-s0 829 (phi 0.900)" in first
+    assert "The parent is gone (nearest other: joint-s0 2927, phi 0.410)" in first
+    assert "existed before (as solo-s0 829, phi 0.900)" in first
     page.fill("[data-search]", "119")
-    page.wait_for_function(f"() => {status} === '1 of 1 shown, 1 hidden, as latents live on'")
+    page.wait_for_function(f"() => {status} === '1 of 1 shown, 1 hidden, as their latents are in both SAEs'")
     page.check(".toolbar input[type=checkbox]")
     page.wait_for_function(f"() => {status} === '2 of 2 shown'")
-    assert "the parent lives on as joint-s0 2927 (phi 0.920)" in " ".join(page.inner_text(".item >> nth=1").split())
+    assert "The parent still exists (as joint-s0 2927, phi 0.920)" in " ".join(
+        page.inner_text(".item >> nth=1").split()
+    )
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
     page.wait_for_function(f"() => {status}.startsWith('50 of 108 shown')")
     assert not page.is_checked(".toolbar input[type=checkbox]")
     reader.open("split/s0-9")
-    assert "the parent lives on as joint-s0 2927 (phi 0.920)" in " ".join(reader.text().split())
+    assert "The parent still exists (as joint-s0 2927, phi 0.920)" in " ".join(reader.text().split())
 
 
 def test_a_text_is_tried_with_the_arms_side_by_side(reader):
@@ -479,9 +481,9 @@ def test_a_latent_is_shown_on_a_text_and_steered_with_and_its_document_opens(rea
     page.keyboard.press("Enter")
     page.wait_for_selector("text=fires on 2 of 3 tokens")
     assert page.locator("[aria-label='Your text'] .t.on").all_inner_texts() == ["one", "three"]
-    page.fill("[aria-label='Text to go on from']", "I think")
+    page.fill("[aria-label='Prompt']", "I think")
     page.fill(".labels input.short", "2.5")
-    page.click("button:text-is('Write')")
+    page.click("button:text-is('Generate')")
     page.wait_for_selector("text=joint-s0 3 at 2.5 <b>!</b>")
     page.locator(".window button:text-is('more text')").first.click()
     page.wait_for_selector(".window.document")
@@ -494,7 +496,7 @@ def test_a_latent_is_shown_on_a_text_and_steered_with_and_its_document_opens(rea
 def test_without_an_explanation_a_latent_is_told_by_its_tokens(reader):
     reader.open("latent/joint-s0/17")
     told = " ".join(reader.text().split())
-    assert "It fires above chance on ␣money (30% of its firings, 9 times as often as chance)" in told
+    assert "It fires more often than chance on ␣money (30% of its firings, 9 times as often as chance)" in told
     heads = reader.page.locator("[aria-label='Tokens the latent fires on'] th").all_inner_texts()
     assert heads == ["token", "firings", "share", "lift", "of all"]
     reader.open("latent/joint-s0/18")
@@ -521,7 +523,7 @@ def test_two_latents_are_chosen_by_a_token_or_from_the_examples(reader):
     page.fill("[aria-label='Number or token of the first']", "17")
     page.fill("[aria-label='Number or token of the second']", "nowhere")
     page.click("button:text-is('Compare')")
-    page.wait_for_selector("text=no latent of solo-s1 fires on “nowhere”")
+    page.wait_for_selector("text=no latent of solo-s1 has “nowhere”")
     page.fill("[aria-label='Number or token of the second']", "money")
     page.click("button:text-is('Compare')")
     page.wait_for_selector("h1:has-text('solo-s0 17 and solo-s1')")
@@ -560,10 +562,10 @@ def test_what_a_measure_means_comes_on_hover_focus_and_tap(reader):
 def test_latents_open_on_a_preset_and_say_why(reader):
     page = reader.open("latents/joint-s0")
     group = "[aria-label='Latents worth a look']"
-    assert page.inner_text(f"{group} [aria-pressed=true]") == "Split"
+    assert page.inner_text(f"{group} [aria-pressed=true]") == "Most split"
     page.click(f"{group} button:has-text('Most changed')")
     page.wait_for_function("() => document.querySelector('.heads [aria-sort]').textContent.includes('cosine with its')")
-    assert "least like their match" in page.inner_text(group) and "sort=match_cosine" in page.url
+    assert "lowest cosine with their match" in page.inner_text(group) and "sort=match_cosine" in page.url
     page.reload()
     page.wait_for_selector(f"{group} [aria-pressed=true]:has-text('Most changed')")
     page.click(".heads button:has-text('latent')")
@@ -578,7 +580,7 @@ def test_on_a_phone_the_change_stays_in_sight(browser, base):
     row.wait_for()
     change = row.locator("td:has-text('+1.8%')").bounding_box()
     assert change["x"] + change["width"] <= 390
-    assert all(page.locator(f".tile b:has-text('{text}')").bounding_box()["x"] < 390 for text in ("+1.8%", "-0.9%"))
+    assert all(page.locator(f".tile b:has-text('{text}')").bounding_box()["x"] < 390 for text in ("+1.8%", "−0.9%"))
     assert reader.problems == []
     reader.context.close()
 

@@ -426,3 +426,14 @@ def test_the_view_of_the_firings_is_the_one_that_is_written():
     from metasae.measures.firing import by_latent
 
     assert by_latent.VIEW == VIEW
+
+
+def test_a_searched_list_can_be_in_the_order_of_the_search(explorer):
+    text = "w"
+    (group,) = [group for group in explorer.search(text, limit=100)["groups"] if group["sae"] == "solo-s0"]
+    listed = explorer.latents("solo-s0", search=text, sort="specific", dead=True)["rows"]
+    assert [row["latent"] for row in listed] == [row["latent"] for row in group["rows"]]
+    narrower = explorer.latents("solo-s0", search=text, sort="specific", min_rate=0.1)["rows"]
+    assert [row["latent"] for row in narrower] == [row["latent"] for row in listed if row["rate"] >= 0.1] != []
+    without = explorer.latents("solo-s0", sort="specific")["rows"]
+    assert without == explorer.latents("solo-s0", sort="rate")["rows"]

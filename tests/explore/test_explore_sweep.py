@@ -260,6 +260,9 @@ def test_the_table_is_sorted_and_the_address_keeps_it(browser, base):
             "main"
         )
         assert "/cells/bbb222'" in page.inner_text(".command code")
+        page.click("nav a:has-text('Sweep')")
+        page.locator("tr[data-cell=ccc333] td >> nth=3").click()  # anywhere in the row
+        page.wait_for_selector("h1:has-text('train.lambda2 1')")
 
 
 def test_brushing_an_axis_keeps_the_cells_that_cross_there(browser, base):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from metasae.compare.catalogue import CATALOGUE, change
+from metasae.compare.catalogue import CATALOGUE, change, number
 from metasae.compare.compare import compare
 from metasae.files import toml
 from metasae.interop.model_card import card_of_run, card_of_sae
@@ -109,7 +109,8 @@ def test_one_arm_alone_is_no_comparison(tmp_path):
     text = card_of_run("tiny", comparison, saes_of(tmp_path), RECIPE, "owner/name", "main", "mit")
     interval = comparison["arms"]["joint"]["intervals"]["fidelity.fvu"]
     shown = {row[0]: row[2:] for row in rows_of(text)}
-    assert shown["FVU"] == [f"{interval['mean']:.4g} [{interval['ci95'][0]:.4g}, {interval['ci95'][1]:.4g}]", "2"]
+    ends = ", ".join(map(number, interval["ci95"]))
+    assert shown["FVU"] == [f"{number(interval['mean'])} [{ends}]", "2"]
 
 
 def test_both_ways_of_loading_name_repository_folder_and_revision(tmp_path):
@@ -176,4 +177,4 @@ def test_one_sae_shows_what_was_measured_of_it(tmp_path):
     text = card_of_sae("joint-s0 primary", cfg_of(), measures, "owner/name", "main", "mit")
     assert "One SAE, so no intervals over seeds" in text and f"n_tokens {measures['conditions']['n_tokens']}" in text
     shown = {row[0].replace("\\|", "|"): row[2] for row in rows_of(text)}
-    assert shown["FVU"] == f"{measures['fidelity']['fvu']:.4g}" and "mean |phi|" in shown
+    assert shown["FVU"] == number(measures["fidelity"]["fvu"]) == "0.2000" and "mean |phi|" in shown

@@ -108,6 +108,10 @@ WHY_NOT_PHI_ALONE = (
 TRUTH = ("spikes.recovery_f1", "concepts.best_f1", "truth.f1", "truth.blend_rate")
 
 
+# A change as small as this is the rounding of sums over seeds, not a change.
+_ROUNDING = 1e-12
+
+
 class Pair(NamedTuple):
     """An arm compared with the baseline. Differences are arm - baseline, `a` - `b` in compare.json.
 
@@ -160,8 +164,15 @@ def _at(measures: Any, path: tuple[str, ...]) -> Any:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number with this many significant digits, without an exponent; - for None."""
-    return "-" if value is None else plain(f"{value:.{digits}g}")
+    """A number with this many significant digits, without an exponent; - for None.
+
+    The explorer writes numbers in the same way (static/dom.js): 0.5000, 32.00, 12,346, and 3 for a whole number.
+    """
+    if value is None:
+        return "-"
+    if float(value).is_integer() or abs(value) >= 10**digits - 0.5:
+        return f"{value:,.0f}"
+    return plain(f"{value:#.{digits}g}")
 
 
 def plain(text: str) -> str:
@@ -182,7 +193,8 @@ def change(quantity: Quantity, entry: dict) -> str:
     value, interval = scaled(quantity, entry)
     if value is None:
         ends = entry["ci95"] and [plain(f"{end:+.2g}") for end in entry["ci95"]]
-        return _with_interval(plain(f"{entry['difference']:+.2g}"), ends)
+        difference = entry["difference"] if abs(entry["difference"]) > _ROUNDING else 0.0
+        return _with_interval(plain(f"{difference:+.2g}"), ends)
     unit = "%" if quantity.relative else " pp"
     return _with_interval(_signed(value) + unit, interval and list(map(_signed, interval)))
 
@@ -266,4 +278,4 @@ def _signed(value: float) -> str:
     for limit, digits in ((100, "+.0f"), (1, "+.1f"), (0.005, "+.2f")):
         if abs(value) >= limit:
             return f"{value:{digits}}"
-    return plain(f"{value:+.0e}") if value else "+0"
+    return plain(f"{value:+.0e}") if abs(value) > _ROUNDING else "+0"

@@ -5,6 +5,7 @@ and decoder rows (description), and fidelity. Only truth names a direction, and 
 """
 
 from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, by_pair, change, matters, text_error, towards
+from metasae.compare.older import completed
 from metasae.compare.trained import LIMITS, missing_its_limit
 from metasae.intervals.statistics import is_clear, leaves_out_zero
 
@@ -40,8 +41,9 @@ def verdict_of(comparison: dict) -> list[dict[str, str]]:
 def headline(comparison: dict) -> str:
     """The verdict in one sentence: what known features say of the first arm that is compared with the baseline.
 
-    comparison: as for `verdict_of`, or a compare.json.
+    comparison: as for `verdict_of`, or a compare.json; of an earlier version it may lack `pairs` or `trained`.
     """
+    comparison = completed(comparison)
     pairs = [pair for pair in by_pair(comparison["pairs"]) if pair.arm != "control"]
     if not pairs:
         return "Nothing is compared yet: a comparison needs two measured arms."

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from metasae.compare.catalogue import CATALOGUE, change, number, reading, value_of
+from metasae.compare.older import completed
 from metasae.compare.tables import conditions_line
 
 TAGS = ("sparse-autoencoder", "saelens", "metasae", "interpretability")
@@ -142,6 +143,7 @@ def card_of_run(
     """The card of a run. comparison: compare.json. saes: arm folder -> its cfg.json, with "measures" beside it. recipe:
     the text of recipe.toml.
     """
+    comparison = completed(comparison)
     many = "This is one sparse autoencoder" if len(saes) == 1 else f"These are {len(saes)} sparse autoencoders"
     shown = next((label for label in saes if label.startswith("joint")), next(iter(saes)))
     return _rendered(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from metasae.compare.catalogue import CATALOGUE, Quantity, by_pair, is_established, scaled
 from metasae.compare.compare import Measured, by_arm
@@ -19,6 +20,8 @@ STYLES = {
 }
 OTHER_COLOURS = ("#D55E00", "#CC79A7", "#56B4E9")
 GREY = "#888888"
+# Inches: two such figures stand side by side in the report, so that their letters are as large as those of wide ones.
+HALF = 4.6
 # Bins of the figure of pairs; hardly any pair lies outside.
 PHI_EDGES = np.round(np.arange(-0.3, 0.601, 0.02), 2)
 CURVES = (("fvu", "FVU (share of variance)"), ("penalty", "penalty (mean p)"), ("aux", "auxiliary loss"))
@@ -103,11 +106,22 @@ def relative_differences(pairs: dict, baseline: str = BASELINE) -> Figure | None
         _draw_differences(axes, pairs, quantities)
         axes.set_xlabel(f"change against {baseline} ({unit}), 95% interval")
     draw_legend(all_axes[0])
-    left_out = ", ".join(q.label for q in changed if q not in drawn)
-    note = f"\nnot drawn, as there is no percentage: {left_out}" if left_out else ""
+    left_out = _in_lines([q.label for q in changed if q not in drawn])
+    note = f"\nnot drawn, as there is no percentage:\n{left_out}" if left_out else ""
     last = all_axes[-1]
     last.set_xlabel(f"{last.get_xlabel()}\nfilled: clear after Holm's correction{note}")
     return figure
+
+
+def _in_lines(labels: Sequence[str], longest: int = 44) -> str:
+    """Labels behind each other, with a line break where the next one would make a line too long for the figure."""
+    lines: list[str] = []
+    for label in labels:
+        if lines and len(lines[-1]) + len(label) < longest:
+            lines[-1] += f", {label}"
+        else:
+            lines.append(label)
+    return ",\n".join(lines)
 
 
 def _draw_differences(axes: Axes, pairs: dict, quantities: list[Quantity]) -> None:
@@ -153,7 +167,7 @@ def phi_difference(measured: Sequence[Measured], baseline: str = BASELINE) -> Fi
     ]
     if not arms:
         return None
-    figure, (axes,) = empty_figure(1, height=3.6)
+    figure, (axes,) = empty_figure(1, height=3.4, width=HALF)
     for arm in changed or arms:
         differences = [of_seed - base[seed] for seed, of_seed in counts[arm].items() if seed in base]
         label = f"{arm} - {baseline}"
@@ -164,6 +178,7 @@ def phi_difference(measured: Sequence[Measured], baseline: str = BASELINE) -> Fi
         xlabel="phi of a pair of latents (no unit; even bins of 0.02)",
         ylabel=f"more pairs than {baseline} (count)",
     )
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     draw_grid(axes)
     draw_legend(axes)
     return figure
@@ -179,7 +194,7 @@ def even_phi_counts(histogram: dict) -> np.ndarray:
 
 def firing_rates(measured: Sequence[Measured]) -> Figure:
     """The number of latents at each firing rate, mean over seeds."""
-    figure, (axes,) = empty_figure(1, height=3.4)
+    figure, (axes,) = empty_figure(1, height=3.4, width=HALF)
     ends = []
     for arm, of_arm in by_arm(measured).items():
         histograms = [entry.measures["fidelity"]["rates"]["histogram"] for entry in of_arm.values()]
@@ -194,6 +209,7 @@ def firing_rates(measured: Sequence[Measured]) -> Figure:
         xlabel="firing rate (share of tokens; ten bins per factor of ten)",
         ylabel="live latents (count)",
     )
+    axes.xaxis.set_major_formatter(lambda rate, _: f"{100 * rate:g}%")
     if ends:
         axes.set_xlim(10.0 ** (min(ends) - 0.2), 10.0 ** (max(ends) + 0.2))
     draw_grid(axes)
@@ -215,10 +231,21 @@ def loss_curves(measured: Sequence[Measured]) -> Figure | None:
             if any(y for _, y in points):
                 axes.plot(*zip(*points, strict=True), **style_of(arm.name), linewidth=1.2, alpha=0.8, label=arm.name)
         axes.set(xlabel="training tokens", ylabel=label)
-        axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        axes.xaxis.set_major_formatter(lambda tokens, _: _short(tokens))
         heights = [y for line in axes.lines for y in line.get_ydata()]
         if heights and key != "penalty" and min(heights) > 0 and max(heights) > 3 * min(heights):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         draw_grid(axes, "both")
     draw_legend(all_axes[0])
     return figure
+
+
+def _short(count: float) -> str:
+    """200000 -> 200k, 3e6 -> 3M."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= size:
+            return f"{count / size:g}{unit}"
+    return f"{count:g}"

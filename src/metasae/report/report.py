@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from metasae import files
 from metasae.compare.catalogue import CATALOGUE, Quantity, by_pair, grouped, number
 from metasae.compare.compare import read_measured
+from metasae.compare.older import completed
 from metasae.compare.tables import conditions_line, fill
 from metasae.compare.verdict import headline
 from metasae.errors import UserError
@@ -57,6 +58,7 @@ def write_report(run_folder: str | Path, comparison: dict, explorer=None) -> Pat
     recipe.toml exists but cannot be read.
     """
     run_folder = Path(run_folder)
+    comparison = completed(comparison)
     baseline = comparison["baseline"]
     measured, _ = read_measured(run_folder)
     drawings = {

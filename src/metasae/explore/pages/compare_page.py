@@ -13,7 +13,7 @@ WINDOWS = 10
 
 
 def compare_page(store: OpenStore, labels: Labels, a: tuple[str, int], b: tuple[str, int]) -> dict:
-    """Two latents; see `Explorer.compare_latents`. Raises KeyError for one that is not there."""
+    """Two latents; see `Explorer.compare_latents`. Raises KeyError for a latent that does not exist."""
     latents = [store.check(sae, latent) for sae, latent in (a, b)]
     saes = [store.sae(name) for name, _ in (a, b)]
     places = [(store.arm_folder(sae), latent) for sae, latent in zip(saes, latents, strict=True)]
@@ -51,6 +51,6 @@ def compare_page(store: OpenStore, labels: Labels, a: tuple[str, int], b: tuple[
 
 
 def _cosine(name: str, places: list[tuple[Path, int]]) -> float | None:
-    """Of the weights of two latents; None between SAEs of different width. places: arm folder and latent of each."""
+    """The cosine of two latents' weights; None for SAEs of different width. places: arm folder, latent of each."""
     rows = [run_files.weight_rows(folder, name, [latent]) for folder, latent in places]
     return run_files.cosines(np.concatenate(rows))[0][1] if rows[0].shape == rows[1].shape else None

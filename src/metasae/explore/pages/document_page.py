@@ -1,4 +1,4 @@
-"""A document of the evaluation text, as far as it was read, with what one latent does in it."""
+"""The part of a document of the evaluation text that was read, with the activations of one latent."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ AROUND = 400
 
 
 def document_page(store: OpenStore, sae: SaeFacts, latent: int, place: int) -> dict:
-    """At most AROUND tokens of the document on either side of token `place` of the evaluation text.
+    """Up to AROUND tokens of the document on either side of token `place` of the evaluation text.
 
     {"document", "start": position of the first token in the document, "n_tokens": that were read of the document,
     "peak": place in the list, "tokens", "names", "values", "breaks": places where text in between was not read}. Raises

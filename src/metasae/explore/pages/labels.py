@@ -1,7 +1,7 @@
-"""What people say of latents and splits: RUN/labels.sqlite, which no build touches.
+"""Labels that people give to latents and splits: RUN/labels.sqlite, which no build of the store changes.
 
-Every saying is kept; the last one counts, and an empty one takes the label away. A saying remembers the weights it was
-about, so that it does not pass to another SAE that is later trained under the same name.
+Every label that was given is kept as a row. The last row of a target counts; an empty label there removes it. A row
+holds the digest of the weights, so that a label does not pass to another SAE that is trained later under the same name.
 """
 
 import sqlite3
@@ -19,19 +19,19 @@ LONGEST_NOTE = 10_000
 _TABLE = """CREATE TABLE IF NOT EXISTS labels (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, target TEXT NOT NULL,
     weights TEXT NOT NULL, label TEXT NOT NULL, note TEXT NOT NULL, said TEXT NOT NULL)"""
 _COLUMNS = "kind, target, weights, label, note, said"
-# what the columns of a saying are called on the pages
+# the names of a row's columns on the pages
 _KEYS = ("kind", "target", "weights", "label", "note", "when")
 
 
 class Labels:
-    """The sayings about the SAEs of one store."""
+    """The labels given to the latents and splits of one store."""
 
     def __init__(self, store: OpenStore):
         self._store, self._path = store, store.run_folder / FILE
         self._weights = lru_cache(maxsize=None)(self._find_weights)
 
     def add(self, kind: str, target: str, label: str | None, note: str = "") -> None:
-        """Adds a saying. label: one of LABELS; "" or None takes the label away.
+        """Adds a label. label: one of LABELS; "" or None removes the label.
 
         Raises KeyError for a target that is not there, UserError for an unknown label, for a note too long, and where
         the file cannot be written.
@@ -54,7 +54,7 @@ class Labels:
             ) from None
 
     def all(self) -> list[dict]:
-        """Every saying in its order, with the `sae` and `latent` or the `id` of its target."""
+        """Every label ever given, in order, with the `sae` and `latent` or the `id` of its target."""
         sayings = []
         for saying in self._read():
             target: dict = {"sae": None, "latent": None, "id": saying["target"]}
@@ -65,26 +65,26 @@ class Labels:
         return sayings
 
     def of_latents(self, sae: str) -> dict[int, str]:
-        """latent -> the label that counts, of one SAE."""
+        """latent of one SAE -> its current label."""
         targets = [(*target.rpartition(":"), label) for target, label in self.current("latent").items()]
         return {int(latent): label for name, _, latent, label in targets if name == sae}
 
     def of(self, kind: str, target: str) -> list[dict]:
-        """Every saying about a target: label, note, when."""
+        """Every label ever given to a target: label, note, when."""
         sayings = [saying for saying in self._read(kind, target) if not saying["stale"]]
         return [
             {"label": saying["label"] or None, "note": saying["note"], "when": saying["when"]} for saying in sayings
         ]
 
     def current(self, kind: str) -> dict[str, str]:
-        """target -> the label that counts, of latents or of splits; targets whose label was taken away are absent."""
+        """target -> its current label, of latents or of splits; targets whose label was removed are absent."""
         last = {saying["target"]: saying["label"] for saying in self._read(kind) if not saying["stale"]}
         return {target: label for target, label in last.items() if label}
 
     def _read(self, kind: str | None = None, target: str | None = None) -> list[dict]:
-        """Sayings in their order: all, of one kind, or of one target. stale: about what is no longer in the run.
+        """Rows in order: all, of one kind, or of one target. stale: given to an SAE that is no longer in the run.
 
-        kind: latent or split. target: `solo-s0:17`, or the id of a split. label: "" takes it away. Raises UserError for
+        kind: latent or split. target: `solo-s0:17`, or the id of a split. label: "" removes it. Raises UserError for
         a damaged file.
         """
         if not self._path.is_file():
@@ -103,7 +103,7 @@ class Labels:
         return sayings
 
     def _find_weights(self, kind: str, target: str) -> str:
-        """Of the SAEs that a target is of; "" where there is no such target."""
+        """The digest of the weights of the SAEs that a target belongs to; "" where there is no such target."""
         names = [self._store.saes.get(target.rpartition(":")[0])]
         if kind == "split":
             names = self._store.sides_of(target)

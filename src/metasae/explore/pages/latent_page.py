@@ -37,7 +37,7 @@ def rows_of(store: OpenStore, facts: SaeFacts, latents: Sequence[int], labels: M
 
 
 def add_found(store: OpenStore, facts: SaeFacts, rows: list[dict], search: str) -> None:
-    """Gives each row `found`: the token that a search found it by, where that is not among the few named; else None."""
+    """Sets `found` in each row: the token by which a search found it, where top_tokens lacks that token; else None."""
     low = token_range(search)["low"]
     for row in rows:
         row["found"] = None

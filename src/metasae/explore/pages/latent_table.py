@@ -38,7 +38,7 @@ class LatentTable:
 
     @cached_property
     def columns(self) -> list[dict]:
-        """What the page is told of each: key, label, kind, meaning, and whether it is empty: no latent has a number."""
+        """Of each column: key, label, kind, meaning, and `empty`: whether no latent has a number in it."""
         counts = ", ".join(f"COUNT({name})" for name in SCALARS)
         (row,) = self._ask(f"SELECT {counts} FROM latents WHERE key BETWEEN ? AND ?", (self._low, self._high))
         empty = {name for name, count in zip(SCALARS, row, strict=True) if not count}
@@ -64,9 +64,9 @@ class LatentTable:
     ) -> np.ndarray:
         """All latents that pass, int32 [m], in order.
 
-        Those without what is sorted by come last, equals in their own order. labels: latent -> label. searched: bool
-        [n], the latents that a search found. min_rate, max_rate: of firing. label: as it counts. dead: silent latents
-        pass too. Raises ValueError for a column that is not there.
+        Latents without a value in the sorted column come last; equal values keep the order of the latents. labels:
+        latent -> label. searched: bool [n], the latents that a search found. min_rate, max_rate: of firing. label:
+        the current one. dead: latents that never fire pass too. Raises ValueError for an unknown column.
         """
         known = [column["key"] for column in self.columns]
         if sort not in known:
@@ -88,15 +88,15 @@ class LatentTable:
 
     @cached_property
     def _scores(self) -> dict[str, dict]:
-        """Column -> the score of auto-interp, and the part of it, that some latents have."""
+        """Column -> its score of auto-interp and the part of that score; only scores that some latent has."""
         sql = "SELECT DISTINCT score, part FROM scores WHERE sae = ? ORDER BY score, part"
         rows = self._ask(sql, (self._facts.id,))
         return {f"interp.{score}.{part}": {"score": score, "part": part} for score, part in rows}
 
     def _read(self, name: str) -> np.ndarray:
-        """float64 [n]: the numbers of a column, or the places of its texts; NaN where a latent has none.
+        """float64 [n]: the numbers of a column, or the ranks of its texts; NaN where a latent has none.
 
-        Raises KeyError for no column.
+        Raises KeyError for an unknown column.
         """
         given = {"low": self._low, "high": self._high, "sae": self._facts.id, **self._scores.get(name, {})}
         rows = self._ask(_SCORE if name in self._scores else _COLUMNS[name], given)
@@ -107,11 +107,11 @@ class LatentTable:
 
 
 def _in_order(values: np.ndarray, descending: bool) -> np.ndarray:
-    """The places int32 [n] of float64 [n] in order: NaN last, equals in their own order."""
+    """int32 [n]: the indices that sort float64 [n]; NaN last, equal values in their own order."""
     return np.argsort(-values if descending else values, kind="stable").astype(np.int32)
 
 
 def _places(labels: np.ndarray) -> np.ndarray:
-    """Each label by its place in the alphabet, NaN for none: float64 [n]."""
+    """float64 [n]: the alphabetical rank of each label, NaN for none."""
     places = np.unique(labels.astype(str), return_inverse=True)[1].reshape(-1)
     return np.where(labels == "", np.nan, places)

@@ -27,7 +27,7 @@ _PASSING = """splits WHERE pair = :pair AND (:kept OR NOT kept) AND (:min_score 
 
 
 class SaePair(NamedTuple):
-    """Two SAEs between which splits were looked for: a row of the table `pairs`.
+    """Two SAEs between which the store has split candidates: a row of the table `pairs`.
 
     parent, child: numbers of SAEs. summary: JSON.
     """
@@ -146,7 +146,7 @@ def _given(
 
 
 def _rows(store: OpenStore, labels: Labels, pairs: dict[str, SaePair], rows: Sequence[tuple]) -> list[dict]:
-    """Rows of the table `splits`, with what is known of each parent and child."""
+    """Rows of the table `splits`, with the top tokens and counterparts of each parent and child."""
     parsed = []
     for *facts, children in rows:
         child_sae = pairs[facts[1]].child
@@ -242,7 +242,7 @@ def split_page(store: OpenStore, labels: Labels, id: str) -> dict:
 
 
 def _beside_base(store: OpenStore, row: dict, pairs: dict[str, SaePair]) -> dict | None:
-    """How many splits between two seeds of the baseline score as well.
+    """How many splits between two seeds of the baseline score at least as high.
 
     None for a run without two seeds of the baseline, and for a split between them.
     """
@@ -257,7 +257,7 @@ def _beside_base(store: OpenStore, row: dict, pairs: dict[str, SaePair]) -> dict
 
 
 def _token_table(text: StoredText, parent: np.ndarray, on: np.ndarray) -> dict:
-    """Of the tokens the parent fires on most: on how many each child is on with it, and the lift.
+    """For the tokens on which the parent fires most: how often each child fires there too, and the lift.
 
     lift: P(token | parent, child) / P(token | parent). parent: int [c], the tokens it fires on. on: bool [children, c].
     """
@@ -277,7 +277,7 @@ def _token_table(text: StoredText, parent: np.ndarray, on: np.ndarray) -> dict:
 
 
 def _split_windows(text: StoredText, sides: list[run_files.Fired], on: np.ndarray, several: np.ndarray) -> list[dict]:
-    """Windows round strong firings of the parent, no token the peak of two: each child alone, several on, none on."""
+    """Windows around strong firings of the parent, each with its own peak: one child fires, several do, or none."""
     tokens, strengths = sides[0]
     kinds = [(child & (several == 1), ALONE) for child in on] + [(several > 1, SEVERAL), (several == 0, NONE)]
     windows = []

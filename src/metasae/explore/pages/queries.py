@@ -1,6 +1,6 @@
-"""What the pages ask: every question is one method that returns a dictionary as JSON has it.
+"""The questions of the pages: each is one method, and returns a dictionary that JSON can hold.
 
-Reads the store alone, without torch.
+It reads the store and the run's files, without torch.
 
 An unknown SAE, latent, pair or split is a KeyError; a column that cannot be sorted by is a ValueError; a damaged store
 is a UserError.
@@ -18,7 +18,7 @@ from metasae.explore.pages.labels import Labels
 from metasae.explore.pages.latent_page import add_found, latent_page, rows_of
 from metasae.explore.pages.latent_table import MOST, LatentTable
 from metasae.explore.pages.pair_pages import split_page, splits_page
-from metasae.explore.pages.search import found_in, matches_in
+from metasae.explore.pages.search import SPECIFIC_FIRST, found_in, matches_in, most_specific_first
 from metasae.explore.store.blobs import unpack_edges
 from metasae.explore.store.open_store import CHUNK, OpenStore
 from metasae.explore.store.schema import MEANINGS, SCALARS, key_of
@@ -39,12 +39,12 @@ class Explorer:
         self._searched = lru_cache(maxsize=SEARCHES)(partial(found_in, self.store))
 
     def is_current(self) -> bool:
-        """Whether the store is of the weights that lie in the run folder now."""
+        """Whether the store was made from the weights that are in the run folder now."""
         now = {arm.label: weights_of(arm) for arm in RunFolder(self.store.run_folder).trained()}
         return all(facts.weights == now.get(name) for name, facts in self.store.saes.items())
 
     def check(self, sae: str, latent: int) -> int:
-        """The latent. Raises KeyError where there is no such one."""
+        """The latent itself. Raises KeyError where the SAE has no such latent."""
         return self.store.check(sae, latent)
 
     def overview(self) -> dict:
@@ -66,13 +66,18 @@ class Explorer:
     ) -> dict:
         """A page of an SAE's latents; at most 500 at a time.
 
-        search: words of an explanation, or the beginning of a top token. filters: min_rate, max_rate, label, dead, as
-        for `LatentTable.listed`.
+        search: words of an explanation, or the beginning of a top token. sort: a column, or "specific", which puts the
+        latents first that are most specific to what is searched for, and means "rate" without a search. filters:
+        min_rate, max_rate, label, dead, as for `LatentTable.listed`.
         """
         facts = self.store.sae(sae)
         labels, table = self._labels.of_latents(sae), self._tables[facts.id]
         searched = self._searched(facts, search) if search else None
-        latents = table.listed(sort, descending, labels, searched, **filters)
+        by_search = sort == SPECIFIC_FIRST and bool(search)
+        column = "rate" if sort == SPECIFIC_FIRST else sort
+        latents = table.listed(column, descending, labels, searched, **filters)
+        if by_search:
+            latents = most_specific_first(self.store, facts, search, latents)
         first = max(0, offset)
         shown = latents[first : first + max(0, min(limit, MOST))].tolist()
         rows = rows_of(self.store, facts, shown, labels)
@@ -128,8 +133,8 @@ class Explorer:
 
         kind: splits, merges, or the base rate of either, base or merges_base; pair None takes the first of that kind.
 
-        filters: search, a latent's number or the beginning of a token, of the parent or a child; min_score; label, as
-        it counts; kept: also, after the others, those whose parent lives on or whose children were all there already.
+        filters: search, a latent's number or the beginning of a token, of the parent or a child; min_score; label, the
+        current one; kept: also list, after the others, candidates whose parent or whose children are in both SAEs.
         """
         return splits_page(self.store, self._labels, self._searched, pair, kind, offset, limit, **filters)
 
@@ -159,7 +164,7 @@ class Explorer:
     def set_label(self, target: dict, label: str | None, note: str = "") -> None:
         """target: {"kind": "latent", "sae", "latent"} or {"kind": "split", "id"}.
 
-        label: one of LABELS, "" or None to take it away.
+        label: one of LABELS; "" or None removes it.
 
         Raises KeyError for a target that is not there, UserError for an unknown label and where it cannot be written.
         """
@@ -169,5 +174,5 @@ class Explorer:
         self._labels.add(kind, name, label, note)
 
     def labels(self) -> list[dict]:
-        """Every saying in its order. stale: about weights that are no longer in the run."""
+        """Every label ever given, in order. stale: given to weights that are no longer in the run."""
         return self._labels.all()

@@ -1,4 +1,4 @@
-"""What the pages read from the run's own files: rows of weights, where latents fire, how few of them fire together.
+"""What the pages read from the run's own files: rows of weights, firings, and how often a few latents fire together.
 
 Read in milliseconds and without torch. Counts of firings are exact:
 
@@ -77,7 +77,7 @@ def phi(n_ab: int, n_a: int, n_b: int, n_tokens: int) -> float | None:
 
 
 def phi_table(sides: Sequence[Fired], n_tokens: int) -> list[list[float | None]]:
-    """Of every two of the latents."""
+    """phi of every pair of the latents."""
     table: list[list[float | None]] = [[None] * len(sides) for _ in sides]
     for (i, (one, _)), (j, (other, _)) in combinations_with_replacement(enumerate(sides), 2):
         n_both = int(np.isin(one, other, assume_unique=True).sum())
@@ -100,7 +100,7 @@ def apart(places: np.ndarray, strength: np.ndarray, count: int) -> list[int]:
 
 
 def window(text: StoredText, peak: int, sides: Sequence[Fired]) -> dict:
-    """The window round a token: document, start in it, place, peak, tokens, and under `values` those of each latent."""
+    """The window around a token: document, start in it, place, peak, tokens, and `values`, those of each latent."""
     begin, end = text.stretch(peak)
     start = max(min(peak - BEFORE, end - LENGTH), begin)
     end = min(start + LENGTH, end)

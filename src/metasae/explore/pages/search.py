@@ -1,14 +1,14 @@
-"""What a search finds: latents by the words of their explanation, or by the beginning of a token that they fire on.
+"""The search: it finds latents by words of their explanation, or by the beginning of a token that they fire on.
 
-Every latent that is found has a number from 0 to 1, how specific it is to what was searched for, and the most specific
-come first:
+Every match has a number from 0 to 1 that says how specific the latent is to the search. The most specific latents come
+first:
 
     token        F1 of the latent's firing as a detector of the token (`metasae.explore.store.blobs.token_f1`), times
                  the share of the token's letters that were searched for
     explanation  the share of the explanation's words that were searched for
 
 The table `top_tokens` holds, of each token of the vocabulary and each SAE, the latents that have it among their first
-SEARCHED tokens, the most specific first. So what a common token finds, all latents perhaps, comes as one value. The
+SEARCHED tokens, the most specific first. So all latents of a common token are read as one value. The
 static pages rank by the same numbers (static/files.js).
 """
 
@@ -23,6 +23,8 @@ from metasae.explore.store.open_store import OpenStore, SaeFacts, folded
 from metasae.explore.store.schema import keys_of
 
 LONGEST_SEARCH = 500
+# The order of a list that is searched; no column has this name.
+SPECIFIC_FIRST = "specific"
 _BY_TOKEN = """SELECT v.string, v.folded, t.data FROM vocabulary v
     CROSS JOIN top_tokens t ON t.text = v.text AND t.entry = v.entry AND t.sae = :sae
     WHERE v.text = :text AND v.folded >= :low AND v.folded < :high ORDER BY v.entry"""
@@ -31,7 +33,7 @@ _BY_WORDS = """SELECT w.rowid - :first, e.text FROM explanation_words w CROSS JO
 
 
 class Match(NamedTuple):
-    """A latent that was found. where: `token` or `explanation`. text: the token or the explanation, by `specific`."""
+    """A latent that was found. where: `token` or `explanation`. text: that token or explanation."""
 
     latent: int
     where: str
@@ -46,8 +48,14 @@ def found_in(store: OpenStore, facts: SaeFacts, search: str) -> np.ndarray:
     return passing
 
 
+def most_specific_first(store: OpenStore, facts: SaeFacts, search: str, latents: np.ndarray) -> np.ndarray:
+    """latents int [m], which the search finds, in the order of `matches_in`."""
+    order = np.array([match.latent for match in matches_in(store, facts, search)], latents.dtype)
+    return order[np.isin(order, latents)]
+
+
 def matches_in(store: OpenStore, facts: SaeFacts, search: str) -> list[Match]:
-    """Of one SAE, the most specific first, ties to the lower latent."""
+    """The matches in one SAE, the most specific first; equally specific ones by their number."""
     by_token = _by_token(store, facts, search)
     by_words = {match.latent: match for match in _by_words(store, facts, search)}
     best = [match for match in by_token if match.specific >= by_words.get(match.latent, match).specific]
@@ -57,7 +65,7 @@ def matches_in(store: OpenStore, facts: SaeFacts, search: str) -> list[Match]:
 
 
 def _by_token(store: OpenStore, facts: SaeFacts, search: str) -> list[Match]:
-    """Each latent once, by the token that gives the largest number, ties to the token that comes first in the text."""
+    """Each latent once, by the token with the largest number; of equal ones by the token that is first in the text."""
     wanted = token_range(search)
     rows = store.ask(_BY_TOKEN, {"sae": facts.id, "text": facts.text, **wanted})
     if not rows:
@@ -86,16 +94,16 @@ def words(text: str) -> list[str]:
 
 
 def token_range(search: str) -> dict[str, str]:
-    """The tokens that begin with what is searched for, as the ends of a range."""
+    """The ends of the range of tokens that begin with the search."""
     wanted = folded(readable(search[:LONGEST_SEARCH]))
     # nothing comes after the last character of all
     return {"low": wanted, "high": wanted + "\U0010ffff"} if wanted else {"low": "\U0010ffff", "high": ""}
 
 
 def _words_query(search: str) -> str:
-    """All the words in FTS5's language; an empty phrase, which finds nothing, where there is no word to look for.
+    """The words as a query of FTS5; an empty phrase, which finds nothing, where there is no word.
 
-    The last word may be unfinished. Each word stands in quotes, so that none is taken for an operator.
+    The last word may be unfinished. Each word is quoted, so that none is read as an operator.
     """
     words = readable(search[:LONGEST_SEARCH]).replace("\0", " ").replace('"', '""').split()
     quoted = [f'"{word}"' for word in words if any(map(str.isalnum, word))]

@@ -1,6 +1,6 @@
 """What the page of a sweep shows, from SWEEP/sweep.json.
 
-The cells' changes are in the words of the report. Beside them are the commands that go on from here.
+The changes of the cells are worded as in the report. The page also has the commands for the next steps.
 """
 
 import shlex
@@ -19,9 +19,9 @@ ENTRY = ("a", "b", "difference", "percent", "ci95", "percent_ci95", "p_holm", "n
 
 
 def is_sweep(folder: str | Path) -> bool:
-    """Whether a folder is a sweep's and not a run's.
+    """Whether a folder is that of a sweep and not that of a run.
 
-    Raises UserError for one that is neither, or a sweep that has no result yet.
+    Raises UserError for a folder that is neither, and for a sweep without a result.
     """
     folder = Path(folder)
     if (folder / RESULT).is_file():
@@ -40,7 +40,7 @@ def is_sweep(folder: str | Path) -> bool:
 
 
 def sweep_page(folder: str | Path, shown_as: str | None = None) -> dict:
-    """All that the pages of a sweep show. shown_as: the folder as the commands name it; None for as it was given.
+    """The data of a sweep's pages. shown_as: the folder's name in the commands; None for the name that was given.
 
     Raises UserError for a sweep.json that is damaged or of another version.
     """
@@ -101,7 +101,7 @@ def _cell(folder: Path, cell: dict, shown: str) -> dict:
 
 
 def _worded(key: str, entry: dict) -> dict:
-    """A difference as the report tells it, but for how long its SAEs were trained, which a sweep does not judge.
+    """A difference worded as in the report, without a judgement on the length of training, which a sweep does not make.
 
     way: better, worse, same, or "" for a measure without a direction.
     """
@@ -110,7 +110,7 @@ def _worded(key: str, entry: dict) -> dict:
 
 
 def _equal_fvu(result: dict | None) -> dict | None:
-    """Only what the pages show: the words, how many seeds, the interpolation's error, per kind and measure."""
+    """Per kind and measure: the worded change, the number of seeds and the error of the interpolation."""
     if result is None:
         return None
     kinds = {
@@ -125,7 +125,7 @@ def _equal_fvu(result: dict | None) -> dict | None:
 
 
 def _confirm(result: dict | None, folder: Path, shown_as: str | None) -> dict | None:
-    """The best cell's recipe; the command is told for the folder as it lies now."""
+    """The recipe of the best cell, with the command for the folder's present place."""
     from metasae.sweep.results import command
 
     if result is None or not (folder / result["recipe"]).is_file():

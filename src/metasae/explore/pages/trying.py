@@ -1,7 +1,7 @@
 """Try a text: which latents of every SAE in a run fire at each of its tokens, and what the model writes with one of
 them set.
 
-The one part of the explorer that needs the model.
+This is the only part of the explorer that needs the model.
 """
 
 import threading
@@ -18,13 +18,13 @@ STEERED_TOKENS = 40
 
 
 class Trying:
-    """text -> what fires; the model and the SAEs are loaded at the first text and kept.
+    """text -> the latents that fire; the model and the SAEs are loaded at the first text and kept.
 
     The text is cut into windows as the run's documents were, each with the model's special tokens round it.
     """
 
     def __init__(self, run_folder: str | Path, write: Callable | None = None):
-        """write: `metasae.steering.writing.written`, which whoever opens the explorer hands in; None: no steering."""
+        """write: `metasae.steering.writing.written`, passed in by the caller; None: no steering."""
         self._folder, self._lock, self._write = Path(run_folder), threading.Lock(), write
 
     def __call__(self, text: str) -> dict:
@@ -48,10 +48,11 @@ class Trying:
         return {"tokens": tokens, "names": names, "left_out": read.left_out, "saes": fired}
 
     def steer(self, sae: str, latent: int, text: str, value: float) -> dict:
-        """{"prompt", "without", "with"}: what the model writes behind a text as it is, and with the latent at `value`.
+        """{"prompt", "without", "with"}: the continuation of a text without steering, and with the latent at `value`.
 
-        value: in the model's units, 0 switches the latent off. STEERED_TOKENS tokens, the likeliest each time. Raises
-        KeyError for an SAE that is not there, UserError for a model that writes no text, and where nothing can steer.
+        value: in the model's units, 0 switches the latent off. STEERED_TOKENS tokens, the most likely one each time.
+        Raises KeyError for an unknown SAE, UserError for a model that writes no text, and where steering is not
+        available.
         """
         if self._write is None:
             raise UserError("this explorer was opened without steering; use `metasae explore` or `metasae steer`")

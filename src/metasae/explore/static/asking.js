@@ -12,9 +12,9 @@ export function onYourText(latent) {
     const values = answer.saes[latent.sae].fired.map((fired) => fired.find(([id]) => id === latent.latent)?.[1] ?? 0);
     out.replaceChildren(windowOf({ tokens: answer.tokens, names: answer.names, values, peak: values.indexOf(Math.max(...values)) }, latent.max || Math.max(...values)));
     const on = values.filter((value) => value > 0).length;
-    return `fires on ${number(on)} of ${number(values.length)} tokens${answer.left_out ? `; the last ${number(answer.left_out)} were left out` : ""}`;
+    return `fires on ${number(on)} of ${number(values.length)} tokens${answer.left_out ? `; the last ${number(answer.left_out)} tokens were left out` : ""}`;
   });
-  return card("On your text", "the model is loaded at the first text", ask, out);
+  return card("On your text", "the first text takes longer, as the model is loaded", ask, out);
 }
 
 /** A card that writes text with the latent set to a value, beside the text without. For runs whose model is causal. */
@@ -22,19 +22,19 @@ export function steering(latent) {
   const value = h("input", { type: "number", step: "any", class: "short", value: String(Number((latent.max || 1).toPrecision(3))) });
   const out = h("div", { class: "columns" });
   const ask = form(
-    "Text to go on from",
+    "Prompt",
     "I think that",
-    "Write",
+    "Generate",
     async (text) => {
-      if (value.value === "") throw new Error("give a strength");
+      if (value.value === "") throw new Error("enter a strength");
       const answer = await data.steer(latent.sae, latent.latent, text, Number(value.value));
       const side = (title, said) => h("div", {}, h("h3", {}, title), h("p", { class: "written" }, h("span", { class: "soft" }, answer.prompt), said));
-      out.replaceChildren(side("as the model is", answer.without), side(`with the latent at ${number(Number(value.value))}`, answer.with));
-      return "the likeliest token each time";
+      out.replaceChildren(side("without steering", answer.without), side(`with the latent at ${number(Number(value.value))}`, answer.with));
+      return "greedy: the most likely token at each step";
     },
     h("label", { class: "note" }, "Strength ", value),
   );
-  return card("Steer with it", "sets the latent at every token; its largest activation is a strong push, 0 switches it off", ask, out);
+  return card("Steer with it", "sets the latent to this strength at every token: its largest activation is a strong push, 0 switches it off", ask, out);
 }
 
 /** run(text) -> what is said when it is done. more: further fields. */

@@ -1,6 +1,6 @@
 // The cells of a sweep as a table that is sorted by any column, and words about them.
 
-import { h, number, say } from "./dom.js";
+import { h, minus, number, say } from "./dom.js";
 
 export const cellPath = (name) => `#/cell/${encodeURIComponent(name)}`;
 
@@ -28,8 +28,8 @@ export function drawnOf(quantity, entry) {
 /** The change, its interval below it. */
 export function changeText(entry) {
   if (!entry) return "–";
-  const cut = entry.change.indexOf(" [");
-  const told = cut < 0 ? [entry.change] : [entry.change.slice(0, cut), h("span", { class: "ends" }, entry.change.slice(cut))];
+  const [value, ends] = minus(entry.change).split(/ (?=\[)/);
+  const told = ends ? [value, h("span", { class: "ends" }, ` ${ends}`)] : [value];
   if (!entry.clear) return told;
   return h("b", { class: entry.way, title: entry.reading }, told, h("span", { class: "hidden-text" }, ` (clear: ${entry.reading})`));
 }
@@ -119,7 +119,15 @@ export class Cells {
     const body = rows.map(({ cell }) =>
       h(
         "tr",
-        { class: "item", tabindex: "-1", "data-cell": cell.name },
+        {
+          class: "item go-to",
+          tabindex: "-1",
+          "data-cell": cell.name,
+          // the first column stays in sight, so its link cannot lie over the row
+          onclick: (event) => {
+            if (!event.target.closest("a, button")) location.hash = cellPath(cell.name);
+          },
+        },
         this.columns.map((column) => h("td", { class: column.text ? "text" : null }, column.show(cell))),
       ),
     );

@@ -14,9 +14,10 @@ export class Deciles {
     this.body = h("div", {});
     this.filter = h("p", { class: "note" });
     const note = latent.windows?.length
-      ? `by tenths of the activation at the strongest token; ${number(latent.windows.length)} windows, ${number(latent.scalars.firings)} firings`
+      ? `sorted into tenths by their strongest activation; ${number(latent.windows.length)} windows, ${number(latent.scalars.firings)} firings`
       : null;
     this.node = card("Where it fires", note, this.filter, this.body);
+    this.node.classList.add("where");
     this.only(null);
   }
 
@@ -34,7 +35,7 @@ export class Deciles {
         h("button", { type: "button", onclick: () => this.only(null) }, "all windows"),
       );
       say(this.filter.textContent);
-    } else add(this.filter, latent.windows?.length ? "Click a shaded token to see only windows that peak on it." : "");
+    } else add(this.filter, latent.windows?.length ? "Click a shaded token to see only the windows that peak on it." : "");
     const deciles = new Map();
     for (const entry of kept) deciles.set(entry.decile, [...(deciles.get(entry.decile) || []), entry]);
     this.body.replaceChildren();
@@ -62,8 +63,8 @@ export class Deciles {
     if (token === null && latent.silent?.length)
       add(
         this.body,
-        h("div", { class: "decile" }, h("h3", {}, "Silent here")),
-        windowList(latent.silent, latent.max, null, "Silent windows"),
+        h("div", { class: "decile" }, h("h3", {}, "Windows in which it is silent")),
+        windowList(latent.silent, latent.max, null, "Windows in which it is silent"),
       );
   }
 }

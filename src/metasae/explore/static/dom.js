@@ -45,9 +45,17 @@ function tiny(size) {
   return `${(size / 10 ** power).toFixed(1)} × 10⁻${[...String(-power)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`;
 }
 
+/** Text of the comparison with a minus as every other number has it: -4.1% -> −4.1%. */
+export function minus(text) {
+  return text.replace(/-(?=[\d.])/g, "−");
+}
+
 /** A share as a percentage: 0.65%. */
 export function percent(value, digits = 3) {
-  return value === null || value === undefined ? "–" : number(100 * value, digits) + "%";
+  if (value === null || value === undefined) return "–";
+  const points = 100 * value;
+  // a whole number of points has as many digits as its neighbours in a column
+  return (Number.isInteger(points) && points > 0 && points < 10 ** (digits - 1) ? points.toPrecision(digits) : number(points, digits)) + "%";
 }
 
 /** A number that lies between −1 and 1 (a cosine, phi, a score): always three places, so that a column is even. */
@@ -112,7 +120,7 @@ export function byTokens(tokens, most = 3) {
     chip(token, "token", true),
     ` (${percent(share, 2)} of its firings, ${number(lift, 2)} times as often as chance)`,
   ]);
-  return h("span", {}, "No judge explained it. It fires above chance on ", lifts, ".");
+  return h("span", {}, "No judge has explained this latent. It fires more often than chance on ", lifts, ".");
 }
 
 export function chips(tokens, most = 6) {

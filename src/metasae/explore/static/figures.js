@@ -26,16 +26,16 @@ const empty = (title, why) => card(title, null, h("p", { class: "empty" }, why))
 
 export function pareto(run, many) {
   const points = (run.pareto || []).filter((point) => point.fvu !== null);
-  if (!points.length) return empty("Known features against fidelity", "no SAE is measured yet");
+  if (!points.length) return empty("Measures against FVU", "no SAE is measured yet");
   const known = AXES.filter(([key]) => points.some((point) => point[key] !== null && point[key] !== undefined));
-  if (!known.length) return empty("Known features against fidelity", "no measure of known features or of firing yet");
+  if (!known.length) return empty("Measures against FVU", "no measure of known features or of firing yet");
   const choice = h(
     "select",
     { "aria-label": "Measure on the vertical axis", onchange: () => redraw(place) },
     known.map(([key, label]) => h("option", { value: key }, label)),
   );
   const place = chart(
-    "Every SAE as a point: FVU on the horizontal axis, what it finds of known features on the vertical; upper left is better",
+    "Every SAE as a mark: FVU on the horizontal axis, the chosen measure on the vertical axis",
     () => {
       // the baseline first and larger: an arm that equals it is drawn over it
       const base = run.baseline || "solo";
@@ -63,7 +63,7 @@ export function pareto(run, many) {
       };
     },
   );
-  return card("Known features against fidelity", `one mark per SAE; ${many}`, choice, place);
+  return card("Measures against FVU", `one mark per SAE; ${many}`, choice, place);
 }
 
 /** A phi histogram in even bins, as in the report: its own bins, even in log |phi|, are cut where one of ours ends. */
@@ -107,7 +107,7 @@ export function phi(run, many) {
       yaxis: { title: "change in number of pairs", tickformat: "~s" },
     },
   }));
-  return card(title, `mean over paired seeds; the far right should lose pairs if latents are more atomic; ${many}`, place);
+  return card(title, `mean over paired seeds; left of 0 latents avoid each other, right of 0 they fire together. This describes the arms and does not say which is more atomic. ${many}`, place);
 }
 
 const PARTS = { all: "", same_token: ", same token silent", random: ", random silent text", neighbour: ", neighbour's text" };
@@ -172,7 +172,7 @@ export function scores(run) {
   );
   return card(
     "Which scores become more common",
-    "of each arm's own random latents; grey: what two seeds of the baseline do by chance",
+    "random latents of each arm; grey: the difference between two seeds of the baseline, which is chance",
     h("div", { class: "title" }, choice, note),
     h("div", { class: "columns" }, place, paired.node, means),
     ...judgesSay(run.judges || []),
@@ -204,7 +204,7 @@ function withinPairs(entryNow) {
     ],
     layout: {
       showlegend: true,
-      xaxis: { title: "a latent's score less its match's" },
+      xaxis: { title: "score of a latent minus that of its match" },
       yaxis: { title: "share of pairs", tickformat: ".0%", rangemode: "tozero" },
     },
   }));
@@ -319,7 +319,7 @@ export function training(run) {
       layout: {
         showlegend: true,
         xaxis: { title: "training tokens", tickformat: "~s" },
-        yaxis: { title: label, type: spread ? "log" : "linear" },
+        yaxis: { title: label, type: spread ? "log" : "linear", dtick: spread ? "D2" : undefined },
       },
     };
   });

@@ -78,8 +78,9 @@ export async function latents(sae, { sort = "rate", desc = 1, search, min_rate, 
       (!max_rate || row.rate <= max_rate),
   );
   const sign = desc && desc !== "0" ? -1 : 1;
+  const specific = new Map(sort === "specific" && search ? kept.map((row) => [row, found(row, tokens[row.latent], search).specific]) : []);
   kept.sort((a, b) => {
-    const [x, y] = [a[sort] ?? null, b[sort] ?? null];
+    const [x, y] = specific.size ? [specific.get(a), specific.get(b)] : [a[sort] ?? null, b[sort] ?? null];
     if (x === y) return a.latent - b.latent;
     if (x === null || y === null) return x === null ? 1 : -1;
     return sign * (x < y ? -1 : 1);

@@ -8,7 +8,7 @@ export function labelButtons(target, label, said, names) {
   const given = label ? (said || []).at(-1)?.note || "" : "";
   if (STATIC) {
     const told = label ? `labelled ${label}${given ? `: ${given}` : ""}` : "no label";
-    return h("p", { class: "note labels" }, `${told} (labels are given in the explorer, not in this static copy)`);
+    return h("p", { class: "note labels" }, `${told} (this is a static copy; labels can be given in the explorer)`);
   }
   let now = label ?? null;
   const note = h("input", { type: "text", placeholder: "a note", "aria-label": "Note to the label", value: given });
@@ -24,7 +24,7 @@ export function labelButtons(target, label, said, names) {
       await data.label(target, label, note.value.trim());
       now = label;
       for (const button of buttons) button.setAttribute("aria-pressed", String(button.textContent === now));
-      state.textContent = label ? "saved" : "label taken away";
+      state.textContent = label ? "saved" : "label removed";
     } catch (error) {
       state.textContent = error.message;
     }

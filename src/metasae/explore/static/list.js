@@ -105,7 +105,7 @@ export class List {
       [narrow ? 110 : 180, 1],
       ...(explained ? [[180, 1.4]] : []),
       ...(narrow || STATIC ? [] : [[92, 0]]),
-      ...shown.map(() => [narrow ? 72 : 88, 0]),
+      ...shown.map(() => [narrow ? 72 : 94, 0]),
     ];
     this.node.style.setProperty(
       "--columns",
@@ -125,7 +125,7 @@ export class List {
           "button",
           { type: "button", "aria-description": title || null, onclick: () => this.sortBy(key) },
           label,
-          this.state.sort === key ? (this.state.desc === "0" ? " ↑" : " ↓") : "",
+          this.state.sort === key ? (this.state.desc === "0" ? "\u00a0↑" : "\u00a0↓") : "",
         ),
       );
       cell.firstChild.hint = () => title;
@@ -146,7 +146,7 @@ export class List {
   }
 
   news() {
-    const text = `${number(this.total)} latent${this.total === 1 ? "" : "s"}`;
+    const text = `${number(this.total)} latent${this.total === 1 ? "" : "s"}${this.state.sort === "specific" && this.total > 1 ? ", the most specific first" : ""}`;
     this.count.textContent = text;
     say(text);
   }
@@ -257,8 +257,20 @@ export class List {
     );
   }
 
+  /** A search puts the most specific first; without one the list has its order of before. */
+  orderFor({ search, sort }) {
+    if (search === undefined || sort) return {};
+    const { sort: now, desc } = this.state;
+    if (search && now !== "specific") {
+      this.before = { sort: now, desc };
+      return { sort: "specific", desc: "1" };
+    }
+    return !search && now === "specific" ? (this.before ?? { sort: "rate", desc: "1" }) : {};
+  }
+
   /** Another order or filter: asked for, put into the address, shown from the top. */
   async change(values) {
+    values = { ...values, ...this.orderFor(values) };
     Object.assign(this.state, values);
     for (const [name, value] of Object.entries(values)) {
       const field = this.fields[name];

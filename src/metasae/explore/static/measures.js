@@ -1,6 +1,6 @@
 // The table of measures: every arm's mean, the change against the baseline with its interval, and what that establishes.
 
-import { armClass, h, number, svg, term } from "./dom.js";
+import { armClass, h, minus, number, svg, term } from "./dom.js";
 
 /** run: the overview; many: its conditions in words. */
 export function measures(run, many) {
@@ -20,11 +20,11 @@ export function measures(run, many) {
       h(
         "p",
         { class: "note" },
-        `means over seeds; change with its 95% interval over paired seeds and blocks of documents, drawn in % (in pp where a share is itself a difference); filled: clear after Holm's correction, which only rows in words have; ${many}`,
+        `Means over seeds. Each change has a 95% interval over paired seeds and blocks of documents; it is drawn in %, or in percentage points (pp) where the measure is a difference of shares. A filled mark is clear after Holm's correction, which covers the rows that have a reading. ${many}.`,
       ),
     ),
-    h("label", { class: "note" }, all, " all measures, not only the main ones"),
-    equal.length ? h("p", { class: "note" }, `${equal.join(", ")}: no change in any measure, exactly`) : null,
+    h("label", { class: "note" }, all, " show all measures, not only the main ones"),
+    equal.length ? h("p", { class: "note" }, `${equal.join(", ")}: every measure is exactly equal`) : null,
     body,
   );
 }
@@ -82,7 +82,7 @@ function rowsOf(run, arms, pairs, all) {
     ),
   ];
   for (const [name] of pairs)
-    heads.push(h("th", { scope: "col" }, name), h("th", { scope: "col", class: "drawn" }), h("th", { scope: "col", class: "text" }, "says"));
+    heads.push(h("th", { scope: "col" }, name), h("th", { scope: "col", class: "drawn" }), h("th", { scope: "col", class: "text" }, "reading"));
   return h(
     "div",
     { class: "wide measures", tabindex: "0", role: "group", "aria-label": "Measures" },
@@ -142,9 +142,10 @@ export function wayOf(q, entry) {
 function changeCells(q, entry, name, reach, narrow, other) {
   if (!entry || entry.difference === null) return [h("td", {}, "–"), h("td", { class: "drawn" }), h("td", {})];
   const way = isClear(entry) ? wayOf(q, entry) : "";
+  const [value, ends] = minus(entry.change).split(/ (?=\[)/);
   const seeds = entry.n_seeds ? `${entry.n_seeds} seed${entry.n_seeds === 1 ? "" : "s"}` : "";
   return [
-    h("td", { class: way }, entry.change, other && h("span", { class: "ends soft" }, other)),
+    h("td", { class: way }, value, ends && h("span", { class: "ci" }, ` ${ends}`), other && h("span", { class: "ends soft" }, other)),
     h("td", { class: "drawn" }, forest(drawnOf(q, entry), reach, isClear(entry), name, narrow)),
     h(
       "td",

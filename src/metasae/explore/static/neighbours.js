@@ -16,7 +16,7 @@ function neighbourTable(entries, label, other, latent) {
     h("span", {}, chips(entry.top_tokens, 4), entry.explanation ? h("span", { class: "soft" }, " ", entry.explanation) : null),
     h("a", { href: comparison(latent, entry), "aria-label": `compare the two, ${label} ${fixed(entry.value)}` }, fixed(entry.value)),
   ]);
-  return table([{ label: "latent", text: true }, { label: told ? "fires on" : "", text: true }, { label }], rows, { label, empty: "none" });
+  return table([{ label: "latent", text: true }, { label: told ? "top tokens" : "", text: true }, { label }], rows, { label, empty: "none" });
 }
 
 function comparison(a, b) {
@@ -30,7 +30,7 @@ export function neighbours(latent) {
     if (!kinds.length) return null;
     return card(
       title,
-      "phi: correlation of firing on the held-out tokens; cosines: of rows",
+      "phi: correlation of firing on the held-out tokens; cosines: of decoder rows and of encoder columns",
       kinds.map(([key, label]) => h("div", {}, h("h3", {}, label), neighbourTable(entries[key].slice(0, NEAREST), label, other, latent))),
     );
   };
@@ -44,7 +44,7 @@ export function meta(latent) {
   if (!latent.meta?.length) return null;
   return card(
     "Meta-latents that build its decoder row",
-    "the weight of each, and the other latents it is in most strongly",
+    "the weight of each, and the other latents in which it has the largest weights",
     h(
       "ul",
       { class: "list" },
@@ -88,8 +88,8 @@ export function matches(latent) {
     h("a", { href: comparison(latent, entry), "aria-label": `compare the two, cosine ${fixed(entry.cosine)}` }, fixed(entry.cosine)),
   ]);
   return card(
-    "Its like in other SAEs",
-    "by their decoder rows",
-    table([{ label: "latent", text: true }, { label: "found as", text: true }, { label: "cosine" }], rows, { label: "Matches" }),
+    "Matches in other SAEs",
+    "the latents whose decoder rows are most similar",
+    table([{ label: "latent", text: true }, { label: "kind", text: true }, { label: "cosine" }], rows, { label: "Matches" }),
   );
 }

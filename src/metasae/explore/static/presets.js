@@ -3,11 +3,11 @@
 const FIRINGS = 50;
 
 const PRESETS = [
-  { key: "splits", title: "Split", sort: "split_score", desc: "1", why: "given to several latents in another arm, the best split first" },
-  { key: "changed", title: "Most changed", sort: "match_cosine", desc: "0", frequent: true, why: "least like their match in the other arm" },
-  { key: "decomposable", title: "Most decomposable", sort: "meta_e", desc: "0", frequent: true, why: "a decoder row that the meta SAE rebuilds from others" },
-  { key: "together", title: "Firing together", sort: "nearest_phi", desc: "1", frequent: true, why: "with a partner in the same SAE that fires with them" },
-  { key: "often", title: "Most frequent", sort: "rate", desc: "1", why: "on the most tokens" },
+  { key: "splits", title: "Most split", sort: "split_score", desc: "1", why: "another arm divides their firings among several latents; the highest score first" },
+  { key: "changed", title: "Most changed", sort: "match_cosine", desc: "0", frequent: true, why: "lowest cosine with their match in the other arm" },
+  { key: "decomposable", title: "Most decomposable", sort: "meta_e", desc: "0", frequent: true, why: "the meta SAE rebuilds their decoder row with the smallest error" },
+  { key: "together", title: "Firing together", sort: "nearest_phi", desc: "1", frequent: true, why: "highest phi with another latent of the same SAE" },
+  { key: "often", title: "Most frequent", sort: "rate", desc: "1", why: "they fire on the most tokens" },
 ];
 
 /** How a list is asked for by a preset. tokens: that were held out. */

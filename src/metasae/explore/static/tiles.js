@@ -1,13 +1,13 @@
 // The overview's three tiles: what known features say, how latents fire and lie, and what it costs in fidelity.
 
-import { armClass, h, number, term } from "./dom.js";
+import { armClass, h, minus, number, term } from "./dom.js";
 import { isClear, unequalPairs, wayOf } from "./measures.js";
 
 const MOST = 5;
 const KINDS = [
-  ["truth", "Known features", "Features that are known without the SAE: spike-ins and labels from the text. They alone can say which arm is more atomic.", "No known features were measured: spike-ins (spikes.n) or concepts would tell which arm is more atomic."],
-  ["description", "Firing and rows", "How often latents fire together and how alike their rows are. They describe an SAE; no side is better.", "not measured yet"],
-  ["fidelity", "Fidelity", "How well the SAE rebuilds what the model computes, and what the model loses with it in place.", "not measured yet"],
+  ["truth", "Known features", "Features that are known without the SAE: spike-ins and labels from the text. They alone can say which arm is more atomic.", "No known features were measured. Spike-ins (spikes.n) or concepts (measure.concepts) would show which arm is more atomic."],
+  ["description", "Firing and rows", "How often latents fire together, and how similar their rows are. These measures describe an SAE; neither direction is better.", "not measured yet"],
+  ["fidelity", "Fidelity", "How well the SAE reconstructs the activations, and how much worse the model gets with the reconstruction in their place.", "not measured yet"],
 ];
 
 /** run: the overview. The pair that differs from the baseline is shown; a choice where there are several. */
@@ -27,7 +27,7 @@ export function tiles(run) {
     { class: "stack" },
     pairs.length > 1 ? h("label", { class: "note" }, "Compared: ", pick) : null,
     body,
-    equal.length ? h("p", { class: "note" }, `${equal.join(", ")}: every measure is equal, as it has to be.`) : null,
+    equal.length ? h("p", { class: "note" }, `${equal.join(", ")}: every measure is equal, as expected.`) : null,
   );
 }
 
@@ -54,7 +54,7 @@ function chosen(quantities) {
 
 function change(q, entry) {
   const clear = isClear(entry);
-  const [value, interval] = entry.change.split(/ (?=\[)/);
+  const [value, interval] = minus(entry.change).split(/ (?=\[)/);
   const better = q.better ? `${q.better} is better` : null;
   return h(
     "li",
@@ -63,6 +63,6 @@ function change(q, entry) {
     h("b", { class: clear ? wayOf(q, entry) : "" }, value),
     h("span", { class: "soft" }, `${number(entry.b, 4)} → ${number(entry.a, 4)}`),
     h("span", { class: "soft" }, interval || ""),
-    entry.reading ? h("span", { class: `says ${clear ? wayOf(q, entry) : "soft"}` }, entry.reading) : null,
+    entry.reading && entry.difference !== 0 ? h("span", { class: `says ${clear ? wayOf(q, entry) : "soft"}` }, entry.reading) : null,
   );
 }

@@ -1,4 +1,4 @@
-"""RUN/explore.sqlite: what the explorer shows of a run, written once and read by its pages.
+"""RUN/explore.sqlite: the data of a run's pages, written once and read by the explorer.
 
 Writing (needs torch): `build.py` brings a store up to date, section by section. `sections.py` lists the sections of a
 run, each with what it is made from. `writing.py` writes a section; the rows come from `firing_rows.py` (the

@@ -1,6 +1,6 @@
-"""How the arrays of a latent are chosen and packed: neighbours, top tokens, the spread of its activations, windows.
+"""Chooses and packs the arrays of a latent: neighbours, top tokens, the histogram of its activations, windows.
 
-Of token v of the vocabulary: `with` = firings on it, count = how often it stands in the text, share = with / firings =
+Of token v of the vocabulary: `with` = firings on it, count = its occurrences in the text, share = with / firings =
 P(v | fires), lift = share / P(v).
 
 Windows of text show a latent. Text is cut into cells of LENGTH tokens, document by document; in each cell a latent's
@@ -72,7 +72,7 @@ def pack_specific(latents: np.ndarray, specific: np.ndarray) -> np.ndarray:
 
 
 def short(value: float) -> float:
-    """Six digits: more than is shown of an activation, a share or a lift."""
+    """A number with six digits, which is more than the pages show of an activation, a share or a lift."""
     return float(f"{value:.6g}")
 
 
@@ -119,7 +119,7 @@ def edges_of(low: np.ndarray, high: np.ndarray, bins: int = BINS) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Cells:
-    """A text as windows are cut from it. cell: int32 [T]. begin, end: int32 [T], of the stretch round each token.
+    """A text divided for windows. cell: int32 [T]. begin, end: int32 [T], of the stretch round each token.
 
     content: int64 [T], equal where the windows that begin at two tokens have the same tokens.
     """

@@ -2,7 +2,7 @@
 
 A section is a text, an SAE, two SAEs compared, or the overview. Each is written in one transaction together with a
 fingerprint of what it was made from: a build that was killed goes on with the next section, and a build of a run that
-changed writes only the sections that changed. The work is done in a file beside the store, which takes its place at the
+changed writes only the sections that changed. The work is done in a file beside the store, which replaces it at the
 end.
 """
 
@@ -57,11 +57,11 @@ _ROWS = {
 
 
 def build(run_folder: str | Path, progress: Progress = SILENT, *, strings: StringsOf | None = None) -> Path:
-    """Writes RUN/explore.sqlite and returns its path; what is there and unchanged stays.
+    """Writes RUN/explore.sqlite and returns its path; sections that did not change are kept.
 
     strings: the text of tokens of the evaluation split; None asks the run's tokenizer. Labels lie in a file of their
     own and are not touched. Raises UserError for a folder that is no run, a damaged firing store, a tokenizer that
-    cannot be had, and when the disk is full or cannot be written.
+    cannot be loaded, and when the disk is full or cannot be written.
     """
     run_folder = Path(run_folder)
     contents = Contents(run_folder)
@@ -124,7 +124,7 @@ def _write(
 
 
 def _remove(store: sqlite3.Connection, name: str) -> None:
-    """Takes the rows of a section out of the store. The number of an SAE stays its own."""
+    """Deletes the rows of a section from the store. An SAE keeps its number."""
     kind, _, of = name.partition(":")
     one, _, other = of.partition("|")
     for rows in _ROWS[kind]:
@@ -132,7 +132,7 @@ def _remove(store: sqlite3.Connection, name: str) -> None:
 
 
 def _open_working(working: Path, target: Path, progress: Progress) -> sqlite3.Connection:
-    """The file that is written to: what a killed build left, a copy of the finished store, or a new one."""
+    """The file to write: that of a build that was killed, a copy of the finished store, or a new one."""
     if working.exists() and _done(working) is None:
         progress.say(f"{working} is damaged or of another version; it is built anew")
         working.unlink()

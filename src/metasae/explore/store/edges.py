@@ -1,4 +1,4 @@
-"""What ties latents together: neighbours by phi and by cosine, meta-latents, matches one to one, and splits."""
+"""Relations between latents: neighbours by phi and by cosine, meta-latents, one-to-one matches, and splits."""
 
 import json
 import sqlite3
@@ -130,7 +130,7 @@ def write_matches(
 ) -> None:
     """Of two SAEs, both ways: the partner in a one-to-one matching of the live latents' decoder rows.
 
-    Above MATCHED_UP_TO rows the nearest row of the other SAE stands for the partner. numbers, rows, live: of each of
+    Above MATCHED_UP_TO rows the nearest row of the other SAE takes the partner's place. numbers, rows, live: of each of
     the two. near: the `nearest_rows` of each among all of the other's, where they are known.
     """
     usable = [np.flatnonzero(on & (w.norm(dim=1) > 0).numpy()) for w, on in zip(rows, live, strict=True)]

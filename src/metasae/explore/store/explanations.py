@@ -1,7 +1,7 @@
-"""What judges and sense-tagged words say of latents: explanations, scores, and the replies that they come from.
+"""Explanations and scores of latents by judges and by sense-tagged words, and the replies that they come from.
 
-RUN/replies.sqlite knows questions, not latents. Which questions were asked of a latent follows from the conditions in
-interp.json (windows and seed), so they are asked again, of the store instead of the judge.
+RUN/replies.sqlite has replies by question, not by latent. The questions about a latent follow from the conditions in
+interp.json (windows and seed), so they are made again, and answered by the store instead of the judge.
 """
 
 import json
@@ -26,7 +26,7 @@ REPLIES = "replies.sqlite"
 
 
 class StoredAnswers:
-    """In the place of an asker: answers from a store of replies for a model, and keeps what it was asked."""
+    """Takes the place of an asker: answers from the stored replies of a model, and keeps the questions."""
 
     def __init__(self, replies: ReplyStore):
         self._replies, self.model = replies, ""
@@ -39,7 +39,7 @@ class StoredAnswers:
 
 
 def write_scores(store: sqlite3.Connection, sae: int, interp: Mapping) -> None:
-    """Every latent's own numbers; a score that a latent lacks is absent."""
+    """Writes the scores of every latent; scores that a latent lacks are left out."""
     chance = {score: entry.get("chance") for score, entry in interp.get("scores", {}).items()}
     rows = [
         (sae, score, part, int(latent), value, chance.get(score))
@@ -53,7 +53,7 @@ def write_scores(store: sqlite3.Connection, sae: int, interp: Mapping) -> None:
 
 
 def write_senses(store: sqlite3.Connection, number: int, measures: Mapping) -> None:
-    """The senses of which a latent is the best detector."""
+    """Writes the senses of which a latent is the best detector."""
     words = (measures.get("senses") or {}).get("words", {})
     rows = [
         (key_of(number, best["latent"]), word, sense, best["recall"], best["precision"], best["f1"])
@@ -64,7 +64,7 @@ def write_senses(store: sqlite3.Connection, number: int, measures: Mapping) -> N
 
 
 def write_explanations(store: sqlite3.Connection, sae: int, interp: Mapping) -> None:
-    """What was said of every latent that was explained, and by whom."""
+    """Writes every latent's explanation and its judge."""
     rows = [
         (key_of(sae, int(latent)), readable(entry["explanation"]), entry.get("judge"))
         for latent, entry in interp.get("latents", {}).items()
@@ -82,7 +82,7 @@ def write_replies(
     text: Text,
     view: ByLatent,
 ) -> None:
-    """Of every explained latent what the judge was asked for its scores, and what it said.
+    """Writes, for every explained latent, the questions of its scores and the judge's replies.
 
     conditions: of interp.json. keys: of the scores. text: with the seed of the conditions.
     """

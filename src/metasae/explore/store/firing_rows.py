@@ -162,7 +162,7 @@ def write_latents(
 
 
 def write_bare_latents(store: sqlite3.Connection, sae: int, threshold: np.ndarray, task: Task) -> None:
-    """The rows of an SAE without firings: all that is known are its thresholds."""
+    """The rows of an SAE without firings; only its thresholds are known."""
     rows = ((key_of(sae, i), sae, i, None, None, value, None, "[]") for i, value in enumerate(threshold.tolist()))
     store.executemany(_INSERT, rows)
     task.advance(len(threshold))
@@ -187,7 +187,7 @@ def _write_block(
     text: SplitText,
     threshold: np.ndarray,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Latents first to last - 1, from their firings all at once. threshold: theirs.
+    """Writes latents first to last - 1 from all their firings. threshold: of these latents.
 
     Returns for each latent the entries of the vocabulary by which it is searched, and how often it fires on each.
     """

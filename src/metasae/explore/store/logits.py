@@ -1,9 +1,9 @@
-"""The logit lens of a causal model: which next tokens a latent's decoder row alone makes more and less likely.
+"""The logit lens of a causal model: the next tokens that a latent's decoder row alone makes more or less likely.
 
     logits(w) = U (norm(w) - norm(0)),  less their mean over the vocabulary
 
 U is the unembedding and norm the model's last normalisation, so that its gains count and its shift does not; the length
-of a row does not matter. What stands between the hook point and the end of the model is left out (nostalgebraist,
+of a row does not matter. The layers between the hook point and the end of the model are left out (nostalgebraist,
 "interpreting GPT: the logit lens", 2020): a row read far from the end says little here.
 """
 

@@ -1,7 +1,7 @@
-"""How like its match in another arm each latent is: what the pages call the most changed latents.
+"""The cosine of each latent with its match in another arm; the pages call those with the lowest the most changed.
 
-An arm is held against the baseline of its seed, and the baseline against the subject (joint), else against the first
-other arm of its seed that has other weights.
+An arm is compared with the baseline of its seed. The baseline is compared with the subject (joint), or else with the
+first other arm of its seed that has other weights.
 """
 
 import sqlite3
@@ -17,7 +17,7 @@ _EDGES = "SELECT key, data FROM edges WHERE kind IN ('match', 'nearest') AND oth
 def write_match_cosines(store: sqlite3.Connection, baseline: str) -> None:
     """Fills the column match_cosine of the table latents; NULL where an SAE has no partner or a latent no match.
 
-    Above the size up to which rows are matched one to one, the nearest row stands for the match.
+    Above the size up to which rows are matched one to one, the nearest row takes the place of the match.
     """
     store.execute("UPDATE latents SET match_cosine = NULL")
     for sae, other in partners(store.execute(_SAES).fetchall(), baseline).items():
@@ -27,7 +27,7 @@ def write_match_cosines(store: sqlite3.Connection, baseline: str) -> None:
 
 
 def partners(saes: list[tuple[int, str, int, str]], baseline: str) -> dict[int, int]:
-    """SAE -> the SAE it is held against. saes: (number, arm, seed, digest of the weights)."""
+    """SAE -> the SAE it is compared with. saes: (number, arm, seed, digest of the weights)."""
     partner = {}
     for number, arm, seed, weights in saes:
         others = [sae for sae in saes if sae[2] == seed and sae[1] != arm and sae[3] != weights]

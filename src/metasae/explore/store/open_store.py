@@ -1,6 +1,6 @@
-"""A store, open for reading: one connection per thread, and every question asked through one function.
+"""A store, open for reading: one connection per thread, and one function for every query.
 
-The evaluation text is there once, in chunks, so that a window needs no more than where it begins:
+The evaluation text is stored once, in chunks, so that a window only needs its first token:
 
 texts          stretches: runs of tokens of one document whose positions rise by one, int64 [3, s] of first token,
                document and position
@@ -30,7 +30,7 @@ StringsOf = Callable[[np.ndarray], list[str]]
 
 
 def folded(text: str) -> str:
-    """By what a token is searched: without the space before it, in small letters."""
+    """The form in which a token is searched: without the space before it, in lower case."""
     return text.strip().casefold()
 
 
@@ -137,7 +137,7 @@ class SaeFacts:
 
 
 class OpenStore:
-    """RUN/explore.sqlite and which SAEs it is of. May be asked from any thread."""
+    """RUN/explore.sqlite and its SAEs. Any thread may query it."""
 
     def __init__(self, run_folder: Path):
         """Raises UserError when there is no store, one of another version, or a damaged one."""
@@ -175,13 +175,13 @@ class OpenStore:
             raise damaged(self.path, error) from None
 
     def sae(self, name: str) -> SaeFacts:
-        """Raises KeyError for an SAE that is not there."""
+        """The facts of an SAE. Raises KeyError for an unknown name."""
         if not isinstance(name, str) or name not in self.saes:
             raise KeyError(f"no SAE '{name}' in this run; known: {', '.join(self.saes)}")
         return self.saes[name]
 
     def check(self, sae: str, latent: int) -> int:
-        """The latent. Raises KeyError where there is no such one."""
+        """The latent itself. Raises KeyError where the SAE has no such latent."""
         if isinstance(latent, bool) or not isinstance(latent, (int, np.integer)) or not 0 <= latent < self.sae(sae).n:
             raise KeyError(f"no latent {latent} in {sae}; they go from 0 to {self.sae(sae).n - 1}")
         return int(latent)

@@ -1,8 +1,8 @@
-"""The tables of RUN/explore.sqlite, and how a place in them is named.
+"""The tables of RUN/explore.sqlite, and the keys of their rows.
 
 A latent's key is the number of its SAE x 2^24 + latent: one integer, so that its rows lie together and are found at
 once. Arrays of a latent (windows, tokens, neighbours) are packed little-endian into one blob each, as a row for each
-entry would take ten times the room.
+entry would take ten times the space.
 """
 
 import sqlite3
@@ -30,22 +30,22 @@ SCALARS = {
 }
 MEANINGS = {
     "rate": "share of the held-out tokens on which the latent fires",
-    "firings": "held-out tokens on which it fires",
-    "threshold": "it fires where its pre-activation is above this",
+    "firings": "number of held-out tokens on which the latent fires",
+    "threshold": "the latent fires where its pre-activation is above this",
     "max": "its largest activation on the held-out tokens",
-    "nearest_phi": "phi (correlation of firing) with the other latent of its SAE that it fires with most",
-    "nearest_cosine": "cosine of its decoder row with the row of its SAE nearest to it",
+    "nearest_phi": "phi (correlation of firing) with the latent of the same SAE for which it is highest",
+    "nearest_cosine": "cosine of its decoder row with the most similar decoder row of the same SAE",
     "encoder_cosine": "cosine of its encoder column with its own decoder row",
     "match_cosine": (
-        "cosine of its decoder row with the row of its match, the latent of the other arm with the same seed that is "
-        "most like it, one to one: solo's for joint, joint's for solo; low where training changed the latent most"
+        "cosine of its decoder row with that of its match in the other arm of the same seed (solo for joint, joint for "
+        "solo); latents are matched one to one, so a low cosine means that training changed the latent"
     ),
     "meta_e": (
-        "share of its decoder row that the run's own meta SAE leaves unexplained; only arms with a meta SAE have it"
+        "share of its decoder row that the run's own meta SAE does not explain; only arms with a meta SAE have it"
     ),
     "split_score": (
-        "its best split into latents of another SAE, on held-out blocks: coverage x (1 - overlap) x smallest share, "
-        "less where the latent lives on there or a child was there already"
+        "score of its best split into latents of another SAE, on held-out documents: coverage x (1 - overlap) x "
+        "smallest share, lowered where the latent itself is also in that SAE, or a child is also in this one"
     ),
 }
 # Kinds of pairs of SAEs: latents of the baseline in another arm; the other way round; and the base rate of each,
@@ -133,7 +133,7 @@ def damaged(path: Path, error: Exception | str) -> UserError:
 
 
 def unzipped(blob: bytes) -> bytes:
-    """Raises UserError where a packed value of the store is damaged."""
+    """The unpacked bytes. Raises UserError where a packed value of the store is damaged."""
     try:
         return zlib.decompress(blob)
     except zlib.error as error:

@@ -1,7 +1,7 @@
-"""What the store of a run is made of: a list of sections, each with a fingerprint of what it is made from.
+"""The sections of a run's store, each with a fingerprint of the files that it is made from.
 
-Read from names, configs and checksums alone, without torch: whether a store is whole and of this run is known in a
-moment.
+These are read from names, configs and checksums alone, without torch, so that checking whether a store is complete and
+of this run takes a moment.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class Section:
 
 
 class Contents:
-    """What one run folder's store is to hold."""
+    """The sections that the store of one run folder needs."""
 
     def __init__(self, run_folder: Path):
         """Raises UserError for a folder that is no run, or has no trained arm."""
@@ -114,7 +114,7 @@ class Fingerprint:
 
     text: of the evaluation text that its firings are on, None without firings. weights: of the SAE.
 
-    everything: of the SAE, its meta SAE and its firings. judged: of what was measured and what judges said.
+    everything: of the SAE, its meta SAE and its firings. judged: of its measures and the judges' replies.
     """
 
     text: str | None

@@ -9,6 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from metasae.arms.folder import Arm, read_object
 from metasae.compare.catalogue import CATALOGUE, GROUPS, WHY_NOT_PHI_ALONE, Quantity, change, named_side, reading
+from metasae.compare.older import completed
 from metasae.compare.verdict import headline
 from metasae.data.model.model_folder import local_folder
 from metasae.errors import UserError
@@ -35,9 +36,10 @@ QUANTITIES = {quantity.key: quantity for quantity in CATALOGUE}
 def overview_of(
     run_folder: Path, recipe: Recipe | None, arms: Sequence[Arm], saes: Sequence[dict], causal: bool
 ) -> dict:
-    """saes: what the store knows of each arm. What the run folder lacks is None or empty."""
+    """The data of the overview. saes: the store's facts of each arm. Whatever the run folder lacks is None or empty."""
     compared = read_object(run_folder / "compare.json")
-    enough = compared.get("trained", {}).get("enough")
+    compared = completed(compared) if compared else {}
+    enough = compared["trained"]["enough"] if compared else None
     measures = {arm.label: arm.measures() for arm in arms}
     of = {name: of_arm for name, of_arm in measures.items() if of_arm}
     planted = recipe is not None and recipe.text.source == "planted"
@@ -116,7 +118,7 @@ def is_causal(recipe: Recipe | None) -> bool:
 
 
 def in_words(key: str, entry: dict, enough: bool | None) -> dict:
-    """What a report says of a difference. clear: shown as better or worse (`metasae.compare.catalogue.named_side`)."""
+    """A difference as the report words it. clear: shown as better or worse (`metasae.compare.catalogue.named_side`)."""
     quantity = QUANTITIES[key]
     return {
         "clear": bool(named_side(quantity, entry, enough)),
@@ -126,7 +128,7 @@ def in_words(key: str, entry: dict, enough: bool | None) -> dict:
 
 
 def facts_of(quantity: Quantity) -> dict:
-    """What the pages are told of a measure."""
+    """The facts of a measure that the pages need."""
     return {
         "key": quantity.key, "label": quantity.label, "group": quantity.group, "group_label": GROUPS[quantity.group],
         "better": quantity.better, "main": quantity.main, "meaning": quantity.meaning, "relative": quantity.relative,

@@ -136,7 +136,7 @@ class Writer:
         edges.write_splits(self.store, kind, (parent.label, child.label), numbers, known)
 
     def _write_logits(self, arm: Arm) -> None:
-        """Nothing is written where the model cannot be had: all other pages do without it."""
+        """Writes nothing where the model cannot be loaded, as all other pages work without it."""
         if self._host is not None:
             logits.write_logits(self.store, self._number(arm), self._weights(arm).W_dec.detach(), self._host)
 

@@ -1,6 +1,6 @@
-"""The application of a run: what each address answers, and what every request passes and every answer carries.
+"""The application of a run: the answer at each address, the checks of every request, the headers of every answer.
 
-The answers are the store's as JSON; labels are written back, and a text is told which latents fire on it.
+The answers are those of the store, as JSON. Labels are written, and a text is answered with the latents that fire.
 
 A page on another site must not read or change anything here. So the Host header has to name this machine (a foreign
 name that is pointed at 127.0.0.1 does not), a POST has to be JSON from a page of ours, and the content-security-policy
@@ -63,9 +63,9 @@ def run_app(
 
 
 def _questions(explorer, steers: bool) -> dict[str, Callable[[Request], dict]]:
-    """Address -> what answers it. Plain functions run in threads, so that a slow one holds up no other.
+    """Address -> the function that answers it. Plain functions run in threads, so that a slow one delays no other.
 
-    steers: whether a latent may be steered, which the model has to allow too.
+    steers: whether a latent may be steered; the model has to be causal as well.
     """
 
     def overview(request: Request) -> dict:
@@ -158,7 +158,7 @@ def _latent_of(request: Request, name: str) -> tuple[str, int]:
 
 
 def _is_target(given) -> bool:
-    """Whether it names a latent or a split, be it there or not."""
+    """Whether it names a latent or a split, which need not exist."""
     if not isinstance(given, dict):
         return False
     if given.get("kind") == "latent":

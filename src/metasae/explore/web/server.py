@@ -50,9 +50,9 @@ def _page(tag: str):
 
 
 class _Cells:
-    """Passes what is asked of cell/NAME/ on to that cell's explorer, whose store is built when it is first asked for.
+    """Passes requests for cell/NAME/ to that cell's explorer, whose store is built at the first request.
 
-    The pages come at once, the first answer when the store is built.
+    The pages are sent at once, the first answer when the store is built.
     """
 
     def __init__(self, folder: Path, host: str, progress: Progress, write: Callable | None):
@@ -71,7 +71,7 @@ class _Cells:
         return await explorer(scope, receive, send)
 
     def _explorer(self, cell: Path) -> Starlette:
-        """Opened once each; one store is built at a time."""
+        """The cell's explorer, opened once; one store is built at a time."""
         with self._lock:
             if cell.name not in self._explorers:
                 self._explorers[cell.name] = app(cell, self._host, self._progress, self._write)

@@ -1,12 +1,12 @@
-"""What a static copy has once and not in every answer: the evaluation text, and what each latent is known by.
+"""Leaves out of a static copy's answers what it stores once: the evaluation text, and each latent's top tokens.
 
-A latent's windows and neighbours repeat both a hundred times. The files of latents and splits go without them, and
+The windows and neighbours of latents repeat both a hundred times. The files of latents and splits go without them, and
 static/files.js puts them back from the text's chunks and from the tables of latents.
 """
 
 
 def slim_latent(page: dict, with_text: bool) -> dict:
-    """A latent's page without tokens in its windows and words beside its neighbours.
+    """A latent's page without the tokens of its windows and the words of its neighbours.
 
     with_text: whether the text is among the files; else the windows keep their tokens.
     """
@@ -18,7 +18,7 @@ def slim_latent(page: dict, with_text: bool) -> dict:
 
 
 def slim_windows(page: dict, with_text: bool) -> dict:
-    """A latent's or a split's page whose windows say where they lie in the text and not what stands there."""
+    """A latent's or a split's page whose windows hold their place in the text, but not its tokens."""
     if not with_text:
         return page
     named = ("tokens", "names")

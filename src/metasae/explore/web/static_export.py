@@ -46,11 +46,11 @@ Searched = list[tuple[str, float]]
 def static_export(
     run, out: str | Path, progress: Progress = SILENT, *, splits: int = SPLITS, processes: int = 1
 ) -> Path:
-    """Writes the pages and all they show to `out` and returns its index.html.
+    """Writes the pages with all their data to `out` and returns its index.html.
 
     run: a run folder, whose store is built where it is missing or stale, a sweep's folder, or anything with the methods
-    of `Explorer`. splits: so many of each pair of SAEs, the best first, at most 500. processes: that write the
-    latents of a run folder side by side; a script that asks for several begins under `if __name__ == "__main__":`, as
+    of `Explorer`. splits: the number of each pair of SAEs, the best first, at most 500. processes: how many write the
+    latents of a run folder at once; a script that asks for several begins under `if __name__ == "__main__":`, as
     multiprocessing wants it. Raises UserError when `out` holds something else, or cannot be written.
     """
     out, run = Path(out), Path(run) if isinstance(run, str) else run
@@ -128,7 +128,7 @@ def _refuse_other(out: Path) -> None:
 
 
 def _write_latents(run, api: Path, stems: dict[str, str], place: tuple[str, int, int]) -> list[Searched]:
-    """One file of latents; gives of each the tokens by which it is searched, and how specific it is to each.
+    """Writes one file of latents; returns for each the tokens by which it is searched, and how specific it is to each.
 
     place: the SAE, its first latent there and the end.
     """
@@ -149,7 +149,7 @@ def _searched(latent: dict) -> Searched:
 
 
 def _write_table(explorer, name: str, n: int, path: Path, searched: list[Searched]) -> None:
-    """All rows of an SAE of n latents."""
+    """Writes all rows of an SAE of n latents."""
     ask = partial(explorer.latents, name, sort="latent", descending=False, dead=True)
     rows = [row for offset in range(0, n, ROWS) for row in ask(offset=offset, limit=ROWS)["rows"]]
     # a row has only the scores that its latent has
@@ -159,7 +159,7 @@ def _write_table(explorer, name: str, n: int, path: Path, searched: list[Searche
 
 
 def _write_splits(explorer, api: Path, most: int) -> dict:
-    """The lists of every pair, and every split in them; gives what index.json says of them."""
+    """Writes the lists of every pair, and every split in them; returns their part of index.json."""
     pairs: dict[str, dict[str, str]] = {}
     ids: dict[str, None] = {}
     for kind in ("splits", "merges"):
@@ -188,7 +188,7 @@ def _split(explorer, id: str) -> dict:
 
 
 def _stems(names: list[str]) -> dict[str, str]:
-    """A file's name for every SAE: its own where any host can serve that, else its number."""
+    """The file name of every SAE: its own name where every web host can serve it, else its number."""
     return {
         name: name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) else str(number)
         for number, name in enumerate(names)
@@ -196,9 +196,9 @@ def _stems(names: list[str]) -> dict[str, str]:
 
 
 def _pack(path: Path, answer: dict) -> None:
-    """The larger files, six times smaller; the pages unpack them.
+    """Writes a larger file as gzip, six times smaller; the pages unpack it.
 
-    Without a time in them, equal answers give equal files.
+    It holds no time, so that equal answers give equal files.
     """
     packed = gzip.compress(_text(answer).encode(), 6, mtime=0)
     files.write(path, lambda part: part.write_bytes(packed))

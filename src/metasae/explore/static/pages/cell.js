@@ -49,18 +49,18 @@ function asRun(sweep, cell) {
 }
 
 function latents(cell) {
-  if (!cell.command) return h("p", { class: "note" }, "No SAE of this cell is trained, so there are no latents to look at.");
+  if (!cell.command) return h("p", { class: "note" }, "No SAE of this cell is trained, so there are no latents to show.");
   const told = cell.firings
-    ? "Its own pages have the latents and what they fire on."
-    : "It keeps no firings, as sweeps do by default (--set measure.keep_firings=true keeps them): its pages have what the weights say, neighbours by cosine and training, and no windows of text.";
+    ? "Its own pages show the latents and what they fire on."
+    : "This cell keeps no firings, which is the default of sweeps (--set measure.keep_firings=true keeps them). Its pages therefore show only what the weights give: neighbours by cosine and training curves, but no windows of text.";
   return h(
     "section",
     { class: "card" },
     h("div", { class: "card-head" }, h("h2", {}, "Its latents")),
     h("p", {}, told),
     STATIC
-      ? h("p", { class: "note" }, "They are not part of this static copy; this opens them:")
-      : h("p", {}, h("a", { href: `cell/${encodeURIComponent(cell.name)}/` }, "Open them"), " (the first time they are put together, which takes a while; the terminal shows how far it is), or on their own:"),
+      ? h("p", { class: "note" }, "They are not part of this static copy. This command opens them:")
+      : h("p", {}, h("a", { href: `cell/${encodeURIComponent(cell.name)}/` }, "Open them"), " (the first time takes a while, as the pages are built then; the terminal shows the progress), or open them on their own:"),
     command(cell.command),
   );
 }

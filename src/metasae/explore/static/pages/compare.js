@@ -92,11 +92,11 @@ function summary(latent) {
 async function examples(saes) {
   const rows = (await Promise.all([ofASplit(), ofAMatch(saes), ofPartners(saes)].map((asked) => asked.catch(() => null)))).filter(Boolean);
   const line = ([a, b, why]) =>
-    h("li", { class: "item", tabindex: "-1" }, h("a", { class: "whole", href: `#/compare/${encodeURIComponent(a)}/${encodeURIComponent(b)}` }, `${a.replace(":", " ")} and ${b.replace(":", " ")}`), h("span", { class: "soft" }, ` ${why}`));
+    h("li", { class: "item", tabindex: "-1" }, h("a", { class: "whole", href: `#/compare/${encodeURIComponent(a)}/${encodeURIComponent(b)}` }, `${a.replace(":", " ")} and ${b.replace(":", " ")}`), h("span", { class: "soft" }, ` – ${why}`));
   return card(
     "Examples",
-    "or choose two latents above, of one SAE or of two, by number or by a token they fire on",
-    rows.length ? h("ul", { class: "list" }, rows.map(line)) : h("p", { class: "empty" }, "this run has none yet"),
+    "or choose two latents above, by number or by a token that they fire on; they may be of one SAE or of two",
+    rows.length ? h("ul", { class: "list" }, rows.map(line)) : h("p", { class: "empty" }, "this run has no examples yet"),
   );
 }
 
@@ -111,13 +111,13 @@ async function ofAMatch(saes) {
   const { rows } = await data.latents(saes[0].name, { sort: "match_cosine", desc: "0", min_rate: "0.001", limit: 1 });
   const { matches } = await data.latent(saes[0].name, rows[0].latent);
   const match = matches.find(({ sae, cosine }) => sae !== saes[0].name && Math.abs(cosine - rows[0].match_cosine) < 1e-6) || matches[0];
-  return match && [named({ sae: saes[0].name, latent: rows[0].latent }), named(match), "the latent that training changed most, and its match"];
+  return match && [named({ sae: saes[0].name, latent: rows[0].latent }), named(match), "the latent with the lowest cosine with its match, and that match"];
 }
 
 async function ofPartners(saes) {
   const { rows } = await data.latents(saes[0].name, { sort: "nearest_phi", desc: "1", limit: 1 });
   const [near] = (await data.latent(saes[0].name, rows[0].latent)).neighbours.phi;
-  return near && [named({ sae: saes[0].name, latent: rows[0].latent }), named(near), "two latents of one SAE that fire together"];
+  return near && [named({ sae: saes[0].name, latent: rows[0].latent }), named(near), "the two latents of one SAE with the highest phi"];
 }
 
 /** "17", or a token: then the latent of the SAE that is most specific to it. */
@@ -125,7 +125,7 @@ async function latentOf(sae, text) {
   const given = text.trim();
   if (/^\d+$/.test(given)) return Number(given);
   const group = (await data.search(given)).groups.find((found) => found.sae === sae);
-  if (!group) throw new Error(`no latent of ${sae} fires on “${given}” among its top tokens`);
+  if (!group) throw new Error(`no latent of ${sae} has “${given}” among its top tokens`);
   return group.rows[0].latent;
 }
 

@@ -40,9 +40,7 @@ export async function page({ parts }) {
         explained(latent, run),
         logits(latent),
         senses(latent),
-        matches(latent),
-        neighbours(latent),
-        meta(latent),
+        late(matches(latent), neighbours(latent), meta(latent)),
       ),
     ),
   );
@@ -82,7 +80,7 @@ function head(latent, n, go, run) {
         { type: "button", onclick: () => go(latent.latent + 1), disabled: latent.latent + 1 >= n, "aria-label": "Next latent" },
         "›",
       ),
-      h("a", { href: `#/compare/${encodeURIComponent(`${latent.sae}:${latent.latent}`)}` }, "compare"),
+      h("a", { href: `#/compare/${encodeURIComponent(`${latent.sae}:${latent.latent}`)}`, class: "go" }, "compare with another"),
     ),
     lead ? h("p", { class: "lead" }, lead) : null,
     h(
@@ -96,23 +94,36 @@ function head(latent, n, go, run) {
       [
         typeof scalars.rate === "number"
           ? `measured on ${number(tokens)} held-out tokens at the threshold shown`
-          : "no firings were kept: only what the weights say",
+          : "no firings were kept, so this page shows only what the weights give",
         run.saes.find(({ name }) => name === latent.sae)?.hook,
       ]
         .filter(Boolean)
         .join("; "),
     ),
-    other ? h("p", { class: "note" }, "Same weights as ", saeName(other), ", where its firings are: see ", latentLink(other, latent.latent), ".") : null,
+    other ? h("p", { class: "note" }, "Same weights as ", saeName(other), ", whose firings are kept: see ", latentLink(other, latent.latent), ".") : null,
     labelButtons({ kind: "latent", sae: latent.sae, latent: latent.latent }, latent.scalars.label, latent.labels, LABELS),
     latent.splits?.length
       ? h(
           "p",
           { class: "note" },
-          "Part of ",
-          latent.splits.slice(0, 8).map((id, i) => [i ? ", " : "", h("a", { href: `#/split/${encodeURIComponent(id)}` }, `split ${id}`)]),
+          "Split and merge candidates with this latent: ",
+          latent.splits.slice(0, 8).map((id, i) => [i ? ", " : "", h("a", { href: `#/split/${encodeURIComponent(id)}` }, splitName(id))]),
         )
       : null,
   );
+}
+
+/** Cards that stand below the windows where there is one column. */
+function late(...cards) {
+  const shown = cards.flat(Infinity).filter(Boolean);
+  for (const card of shown) card.classList.add("late");
+  return shown;
+}
+
+/** solo-s0.377.joint-s1 -> solo-s0 377 in joint-s1. */
+function splitName(id) {
+  const [, parent, latent, other] = id.match(/^(.+)\.(\d+)\.(.+)$/) || [];
+  return other ? `${parent} ${latent} in ${other}` : id;
 }
 
 function histogram(latent) {
@@ -159,7 +170,7 @@ function histogram(latent) {
     },
     "small",
   );
-  return card("Activations", `firings by strength; dotted: threshold ${number(found.threshold)}`, place);
+  return card("Activations", `number of firings by activation; dotted line: threshold ${number(found.threshold)}`, place);
 }
 
 function tokens(latent, windows) {
@@ -169,9 +180,9 @@ function tokens(latent, windows) {
   const columns = () => [
     { label: "token", text: true },
     { label: "firings" },
-    { label: term("share", "of the latent's firings, those on this token") },
-    { label: term("lift", "how many times as often as chance: P(token | it fires) over P(token)") },
-    { label: term("of all", "of the token's occurrences, those it fires on") },
+    { label: term("share", "share of the latent's firings that are on this token") },
+    { label: term("lift", "how many times as often as chance: P(token | the latent fires) / P(token)") },
+    { label: term("of all", "share of the token's occurrences on which the latent fires") },
   ];
   const named = apart(latent.tokens.map(({ token }) => token));
   const rows = latent.tokens.map((entry, i) => {
@@ -198,7 +209,7 @@ function tokens(latent, windows) {
   });
   return card(
     "Tokens",
-    "most fired on; several unlike tokens with a high lift speak for several meanings",
+    "the tokens with the most firings; several unrelated tokens with a high lift suggest several meanings",
     table(columns(), rows.slice(0, TOKENS), { label: "Tokens the latent fires on" }),
     rows.length > TOKENS
       ? h("details", {}, h("summary", {}, `${rows.length - TOKENS} more`), table(columns(), rows.slice(TOKENS), { label: "More tokens" }))
@@ -224,7 +235,7 @@ function explained(latent, run) {
       ? h(
           "details",
           {},
-          h("summary", {}, `${latent.replies.length} replies of the judge`),
+          h("summary", {}, `${latent.replies.length} repl${latent.replies.length === 1 ? "y" : "ies"} of the judge`),
           h("ol", { class: "list" }, latent.replies.map(reply)),
         )
       : null,
@@ -256,7 +267,7 @@ function logits(latent) {
     );
   return card(
     "Logit lens",
-    "its decoder row through the unembedding",
+    "the decoder row times the unembedding: the tokens whose logits it changes most",
     h("div", { class: "columns" }, side("raises", latent.logits.up || []), side("lowers", latent.logits.down || [])),
   );
 }
@@ -266,7 +277,7 @@ function senses(latent) {
   const rows = latent.senses.map(({ word, sense, recall, share }) => [chip(word), sense, percent(recall), percent(share)]);
   return card(
     "Word senses",
-    "recall: of the sense's sentences it fires on; share: of its firings on the word",
+    "recall: share of the sense's sentences in which it fires; share: the part of its firings on the word that has this sense",
     table([{ label: "word", text: true }, { label: "sense", text: true }, { label: "recall" }, { label: "share" }], rows, {
       label: "Word senses",
     }),

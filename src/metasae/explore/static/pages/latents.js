@@ -19,7 +19,7 @@ export async function page({ parts, query }) {
   const nothing = NAMES.every((name) => !asked[name]);
   const alike = (preset) => Object.entries({ ...Object.fromEntries(NAMES.map((name) => [name, ""])), ...stateOf(preset, tokens) }).every(([name, value]) => (asked[name] || (name === "desc" ? "1" : "")) === value);
   const wanted = presets.find(({ key }) => key === query.get("preset")) || (nothing ? presets[0] : presets.find(alike)) || null;
-  const state = wanted ? { ...asked, ...stateOf(wanted, tokens) } : { ...asked, sort: asked.sort || "rate", desc: asked.desc || "1" };
+  const state = wanted ? { ...asked, ...stateOf(wanted, tokens) } : { ...asked, sort: asked.sort || (asked.search ? "specific" : "rate"), desc: asked.desc || "1" };
   const first = await data.latents(sae, { ...state, offset: 0, limit: PAGE });
   const list = new List(sae, state, first);
   const buttons = presetButtons(presets, wanted, list, tokens);
@@ -62,7 +62,7 @@ function same(saes, sae) {
   const other = sameAs(saes, sae);
   if (!other) return null;
   const link = h("a", { href: `#/latents/${encodeURIComponent(other)}` }, saeName(other));
-  return h("p", { class: "note" }, "Same weights as ", link, ", where its firings are: see ", other, ".");
+  return h("p", { class: "note" }, "Same weights as ", link, ", whose firings are kept: see ", other, ".");
 }
 
 function toolbar(saes, sae, state, list) {
@@ -106,10 +106,10 @@ function toolbar(saes, sae, state, list) {
     h(
       "div",
       {},
-      h("label", {}, "firing rate from", rate("min_rate", "0")),
-      h("label", {}, "to", rate("max_rate", "1")),
+      h("label", {}, "firing rate at least", rate("min_rate", "0")),
+      h("label", {}, "at most", rate("max_rate", "1")),
       STATIC ? null : h("label", {}, "label", label),
-      h("label", {}, dead, "dead latents too"),
+      h("label", {}, dead, "include dead latents"),
     ),
   );
   return h(

@@ -2,7 +2,7 @@
 
 import { draw } from "../charts.js";
 import { data, STATIC } from "../data.js";
-import { card, fixed, h, number, saeName, table, term } from "../dom.js";
+import { card, chips, fixed, h, number, saeName, table, term } from "../dom.js";
 import { pareto, phi, rates, scores, training } from "../figures.js";
 import { measures } from "../measures.js";
 import { presetsOf } from "../presets.js";
@@ -25,7 +25,7 @@ export async function page() {
     ),
     tiles(run),
     look,
-    folded("How the verdict comes about", () => verdict(run)),
+    folded("The full verdict", () => verdict(run)),
     folded("All measures", () => measures(run, many)),
     folded("Figures", () => [h("div", { class: "columns even" }, pareto(run, many), phi(run, many), rates(run, many), training(run)), scores(run)]),
     folded("The SAEs of this run", () => saes(run, many)),
@@ -33,8 +33,8 @@ export async function page() {
       "p",
       { class: "note" },
       STATIC
-        ? "A static copy: labels, steering and “try a text” need the explorer itself."
-        : h("a", { href: "api/labels", download: "labels.json" }, "Download the labels given here"),
+        ? "This is a static copy. Labels, steering and “Try a text” need the explorer: metasae explore RUN."
+        : h("a", { href: "api/labels", download: "labels.json" }, "Download your labels (JSON)"),
     ),
   );
   return { title: run.run, node };
@@ -63,7 +63,7 @@ async function worthALook(run) {
   const answer = await data.splits({ kind: "splits", limit: 1 }).catch(() => ({ rows: [] }));
   const [split] = answer.rows;
   const lists = presetsOf(run).filter(({ of }) => of);
-  const item = (link, why) => h("li", { class: "item", tabindex: "-1" }, link, h("span", { class: "soft" }, " ", why));
+  const item = (link, why) => h("li", { class: "item", tabindex: "-1" }, link, h("span", { class: "soft" }, " – ", why));
   return h(
     "section",
     { class: "card" },
@@ -74,11 +74,11 @@ async function worthALook(run) {
       split
         ? item(
             h("a", { class: "whole", href: `#/split/${encodeURIComponent(split.id)}` }, `The clearest split candidate: ${split.parent.sae} ${split.parent.latent}`),
-            `into ${split.children.length} latents of ${split.children[0].sae}, score ${fixed(split.score)}`,
+            [chips(split.parent.top_tokens, 3), ` into ${split.children.length} latents of ${split.children[0].sae}, score ${fixed(split.score)}`],
           )
         : null,
-      lists.map(({ key, title, why, of }) => item(h("a", { class: "whole", href: `#/latents/${encodeURIComponent(of)}?preset=${key}` }, `${title} latents of ${of}`), why)),
-      STATIC ? null : item(h("a", { class: "whole", href: "#/try" }, "Try a text of your own"), "and see which latents fire in each arm"),
+      lists.map(({ key, title, why, of }) => item(h("a", { class: "whole", href: `#/latents/${encodeURIComponent(of)}?preset=${key}` }, `${title}: latents of ${of}`), why)),
+      STATIC ? null : item(h("a", { class: "whole", href: "#/try" }, "Try a text of your own"), "see which latents fire in each arm"),
     ),
   );
 }
@@ -88,8 +88,8 @@ function saes(run, many) {
     { label: "SAE", text: true },
     { label: "latents" },
     { label: "live" },
-    { label: term("L0", "latents that fire at a token, on average") },
-    { label: term("FVU", "squared error as a share of the activations' variance") },
+    { label: term("L0", "number of latents that fire at a token, mean over tokens") },
+    { label: term("FVU", "squared error of the reconstruction over the variance of the activations") },
     { label: "firings" },
     { label: "model", text: true },
     { label: "hook point", text: true },

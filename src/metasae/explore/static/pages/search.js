@@ -4,7 +4,7 @@ import { data } from "../data.js";
 import { chip, chips, fixed, h, latentLink, number, saeName, term } from "../dom.js";
 
 const MEANING =
-  "How specific the latent is to what was searched for. By a token: F1 of its firing as a detector of the token, times the share of the token's letters that were typed. By an explanation: the share of its words.";
+  "How specific the latent is to what was searched for. By a token: F1 of its firing as a detector of the token, times the share of the token's letters that were typed. By an explanation: the share of its words that were typed.";
 
 export async function page({ parts }) {
   const text = parts.join("/").trim();
@@ -19,8 +19,8 @@ export async function page({ parts }) {
       { class: "card" },
       h("div", { class: "card-head" }, h("h1", {}, "Search: ", chip(text)), h("p", { class: "note" }, `${number(many)} latents in ${groups.length} SAE${groups.length === 1 ? "" : "s"}`)),
       groups.length
-        ? h("p", { class: "note" }, "the most specific first: ", term("what specific means", MEANING))
-        : h("p", { class: "empty" }, "No explanation has these words, and no latent's top token begins so."),
+        ? h("p", { class: "note" }, "The most specific latents come first; the number on the right is how specific: ", term("what it means", MEANING))
+        : h("p", { class: "empty" }, "No explanation contains these words, and no latent has a top token that begins like this."),
     ),
     groups.map((group) => found(group, text)),
   );

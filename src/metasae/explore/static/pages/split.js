@@ -24,7 +24,7 @@ export async function page({ parts }) {
       h("div", { class: "stack" }, lifts(split), squares(split), siblings(split)),
     ),
   );
-  const name = `${merge ? "Merge" : "Split"} of ${split.parent.sae} ${split.parent.latent}`;
+  const name = `${merge ? "Merge into" : "Split of"} ${split.parent.sae} ${split.parent.latent}`;
   return { title: name, menu: merge ? "merges" : "splits", node };
 }
 
@@ -40,18 +40,18 @@ function head(split, merge) {
     h(
       "div",
       { class: "title" },
-      h("h1", {}, merge ? "Merge" : "Split", " of ", latentLink(split.parent.sae, split.parent.latent)),
+      h("h1", {}, merge ? "Merge into " : "Split of ", latentLink(split.parent.sae, split.parent.latent)),
       chips(split.parent.top_tokens),
-      h("span", { class: "soft" }, "into"),
+      h("span", { class: "soft" }, merge ? "from" : "into"),
       split.children.map((child, i) =>
         h("span", { class: "split-line" }, mark(i), latentLink(child.sae, child.latent), chips(child.top_tokens, 4)),
       ),
     ),
-    h("p", {}, livesOn(split.parent)),
+    h("p", {}, livesOn(split.parent, merge)),
     h(
       "div",
       { class: "children" },
-      split.children.map((child, i) => h("div", {}, mark(i), already(child))),
+      split.children.map((child, i) => h("div", {}, mark(i), already(child, merge))),
     ),
     h(
       "dl",
@@ -59,22 +59,22 @@ function head(split, merge) {
       tile(
         "score",
         fixed(split.score),
-        "coverage × (1 − overlap) × the smallest share × (1 − phi of the parent with what it lives on as) × (1 − the largest phi of a child with what it was); an even split into two scores at most 1/2",
+        "coverage × (1 − overlap) × the smallest share × (1 − phi of the parent with its counterpart) × (1 − the largest phi of a child with its counterpart). The counterpart is the nearest other latent, or the one that is the same. An even split into two scores at most 1/2.",
       ),
-      tile("covered", percent(split.coverage), "share of the parent's firings on which a child fires"),
-      tile("overlap", percent(split.overlap), "share on which two or more do"),
+      tile("covered", percent(split.coverage), "share of the parent's firings on which at least one child fires"),
+      tile("overlap", percent(split.overlap), "share of the parent's firings on which two or more children fire"),
       tile("parent's firings", number(split.firings), "held-out tokens"),
       split.base
         ? tile(
-            "as good between two solo seeds",
+            "as high between two seeds of solo",
             `${split.base.whole ? "" : "at least "}${number(split.base.as_good)} of ${number(split.base.n_parents)}`,
-            `latents with a score at least as high in ${split.base.pair}, where there is no penalty; one pair, so without an interval`,
+            `latents with a score at least as high in ${split.base.pair}, which has no penalty; it is one pair of SAEs, so there is no interval`,
           )
         : null,
       split.children.map((child, i) =>
         split.phi
           ? tile(`${LETTERS[i]}: phi with parent`, fixed(split.phi[0][i + 1]), "over all held-out tokens")
-          : tile(`${LETTERS[i]}: phi, choosing half`, fixed(child.phi), "on the half on which the children were chosen, so too high"),
+          : tile(`${LETTERS[i]}: phi with parent`, fixed(child.phi), "on the half of the documents on which the children were chosen, so it is too high"),
       ),
       split.children.map((child, i) =>
         typeof child.firings === "number"
@@ -90,8 +90,8 @@ function head(split, merge) {
       "p",
       { class: "note" },
       split.phi
-        ? "score, covered, overlap, parent's firings and what fires like them in the other SAE: on the half of the held-out documents on which the children were not chosen; phi, firings without the parent and everything below: on all of them"
-        : "score, covered, overlap, parent's firings and what fires like them in the other SAE: on the half of the held-out documents on which the children were not chosen",
+        ? "Score, covered, overlap, the parent's firings and the counterparts are measured on the half of the held-out documents on which the children were not chosen. Phi, firings without the parent and everything below are measured on all of them."
+        : "Score, covered, overlap, the parent's firings and the counterparts are measured on the half of the held-out documents on which the children were not chosen.",
     ),
     labelButtons({ kind: "split", id: split.id }, split.label, split.labels, LABELS),
   );
@@ -101,14 +101,14 @@ function flow(split) {
   if (!split.flow) return null;
   return card(
     "Where the firings go",
-    "all held-out tokens on which the parent fires, by which children fire there too",
+    "all held-out tokens on which the parent fires, divided by the children that fire there",
     flowPicture(split, matchMedia("(max-width: 640px)").matches),
   );
 }
 
 /** Windows around the parent's firings, coloured by the child that fires, with a choice of which. */
 function windows(split) {
-  if (!split.windows?.length) return card("Windows", null, h("p", { class: "empty" }, "no firings were kept, so there are no windows"));
+  if (!split.windows?.length) return card("Windows", null, h("p", { class: "empty" }, "No firings were kept, so there are no windows."));
   const list = h("ol", { class: "list", "aria-label": "Windows" });
   const most = split.children.map((_, c) => Math.max(1e-9, ...split.windows.flatMap((entry) => entry.children[c])));
   let wanted = null;
@@ -129,12 +129,12 @@ function windows(split) {
   }
   show(null);
   return card(
-    "The same text, seen by all",
-    "underlined: the parent fires; shaded: the child that fires strongest, as a share of its largest here",
+    "Parent and children on the same text",
+    "underlined: the parent fires; shaded: the strongest child, as a share of its largest activation in these windows",
     h(
       "div",
       { class: "labels", role: "group", "aria-label": "Windows in which this child fires" },
-      h("span", { class: "note" }, "a child fires at the parent's peak:"),
+      h("span", { class: "note" }, "fires at the parent's peak:"),
       buttons,
     ),
     list,
@@ -193,14 +193,14 @@ function lifts(split) {
       const value = found.lift[c]?.[t],
         count = found.counts?.[c]?.[t];
       const cell = h("span", { class: `hot c${c % 5}`, title: count === undefined ? null : `${number(count)} firings` }, number(value, 2));
-      cell.style.setProperty("--heat", `var(--child-${c % 5})`);
+      cell.style.setProperty("--heat", `var(--shade-${c % 5})`);
       cell.style.setProperty("--p", `${value > 0 ? Math.round((75 * Math.log1p(value)) / Math.log1p(most)) : 0}%`);
       return cell;
     }),
   ]);
   return card(
     "Token by child",
-    "how much likelier the token is where parent and child fire than where the parent fires",
+    "how many times as likely the token is where parent and child fire as where the parent fires",
     table([{ label: "token", text: true }, ...split.children.map((child, i) => ({ label: `${LETTERS[i]} ${child.latent}` }))], rows, {
       label: "Lift of each token in each child",
     }),
@@ -213,12 +213,12 @@ function squares(split) {
     table(
       [{ label: "", text: true }, ...names.map((label) => ({ label }))],
       values.map((row, i) => [names[i], ...row.map((value, j) => (i === j ? h("span", { class: "soft" }, "1") : fixed(value)))]),
-      { label: "Square of parent and children" },
+      { label: "Parent and children, each with each" },
     );
   if (!split.cosine && !split.phi) return null;
   return card(
     "Parent and children",
-    "how alike their decoder rows are, and how their firings go together on the held-out tokens",
+    "cosines of their decoder rows, and correlations (phi) of their firing on the held-out tokens",
     split.cosine ? [h("h3", {}, "decoder cosine"), square(split.cosine)] : null,
     split.phi ? [h("h3", {}, "phi"), square(split.phi)] : null,
   );
@@ -227,7 +227,7 @@ function squares(split) {
 function siblings(split) {
   if (!split.siblings_meta?.length) return null;
   return card(
-    "Meta-latents the children share",
+    "Meta-latents that the children share",
     null,
     h(
       "ul",

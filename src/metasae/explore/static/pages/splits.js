@@ -7,11 +7,11 @@ import { card, chips, fixed, h, latentLink, number, percent, saeName } from "../
 const PAGE = 50;
 // the words of what the store says of all splits of a pair
 const WORDS = {
-  n_parents: "parents scored",
+  n_parents: "parents with a score",
   too_rare: "parents too rare to score",
   "n_above_0.1": "with a score above 0.1",
   "n_above_0.25": "with a score above 0.25",
-  n_kept: "no split: the parent lives on, or no child is new",
+  n_kept: "not counted: in both SAEs",
   mean_score: "mean score",
   mean_top: "mean of the best 100",
 };
@@ -32,9 +32,9 @@ export async function page({ name, parts, query }) {
     waiting = 0;
 
   function show() {
-    list.replaceChildren(...loaded.rows.map(item));
+    list.replaceChildren(...loaded.rows.map((row) => item(row, kind === "merges")));
     const best = answer.found > answer.total ? `, of the best ${number(answer.total)} of ${number(answer.found)}` : "";
-    const hidden = loaded.hidden && !wanted.kept ? `, ${number(loaded.hidden)} hidden, as latents live on` : "";
+    const hidden = loaded.hidden && !wanted.kept ? `, ${number(loaded.hidden)} hidden, as their latents are in both SAEs` : "";
     count.textContent = `${number(loaded.rows.length)} of ${number(loaded.total)} shown${best}${hidden}`;
     more.hidden = loaded.rows.length >= loaded.total;
     if (!loaded.rows.length) list.append(h("li", { class: "empty" }, `no ${kind} here`));
@@ -125,8 +125,8 @@ export async function page({ name, parts, query }) {
           "p",
           { class: "note" },
           kind === "merges"
-            ? "latents of the trained arm whose firings solo gives to several latents"
-            : "latents of solo whose firings the other arm gives to several latents",
+            ? "latents of the other arm whose firings solo divides among several latents"
+            : "latents of solo whose firings the other arm divides among several latents",
         ),
       ),
       h(
@@ -138,9 +138,9 @@ export async function page({ name, parts, query }) {
         h("label", {}, "Label", label),
         h(
           "label",
-          { class: "check", title: "those whose parent is still there (phi above .8), or whose children were all there already" },
+          { class: "check", title: "candidates whose parent or whose children are in both SAEs (phi above 0.8)" },
           kept,
-          h("span", {}, "also what lives on"),
+          h("span", {}, kind === "merges" ? "also those that are no merge" : "also those that are no split"),
         ),
         count,
       ),
@@ -150,9 +150,13 @@ export async function page({ name, parts, query }) {
       "section",
       { class: "card" },
       h(
-        "p",
-        { class: "note" },
-        "A split needs the parent gone and the children new: what fires most like each in the other SAE lowers the score by its phi. Score, covered, overlap, shares, firings and that phi: on the half of the held-out documents on which the children were not chosen; phi of a child with its parent: on the other half, on which they were, so it is too high.",
+        "details",
+        {},
+        h("summary", {}, kind === "merges" ? "How a merge is scored" : "How a split is scored"),
+        h("p", { class: "note" }, kind === "merges"
+          ? "In a merge the parent is new and the children are gone. “Nearest other” names the latent of the other SAE that fires most like the parent, apart from the children, or most like a child, apart from the parent. The higher its phi, the lower the score."
+          : "In a split the parent is gone and the children are new. “Nearest other” names the latent of the other SAE that fires most like the parent, apart from the children, or most like a child, apart from the parent. The higher its phi, the lower the score."),
+        h("p", { class: "note" }, "The children are chosen on one half of the held-out documents. Score, covered, overlap, shares, firings and the phi of the nearest other latents are measured on the other half. The phi of a child with its parent is measured on the half on which the child was chosen, so it is too high."),
       ),
       list,
       more,
@@ -180,18 +184,18 @@ function baseRate(answer, kind, isBase) {
     return h(
       "p",
       { class: "note" },
-      "Two SAEs of one seed share initial weights and batches, so most latents of one are latents of the other. These candidates are for looking: there is no base rate and no comparison, which take two seeds of each arm.",
+      "Two SAEs of one seed share initial weights and batches, so most latents of one are also latents of the other. These candidates are examples to look at. A base rate and a comparison need two seeds of each arm.",
     );
-  if (!told.length) return h("p", { class: "note" }, "No base rate: it needs two seeds of solo.");
-  if (isBase) return h("p", { class: "note" }, "Two seeds of solo: what is found here is found without any penalty.");
+  if (!told.length) return h("p", { class: "note" }, "There is no base rate, as it needs two seeds of solo.");
+  if (isBase) return h("p", { class: "note" }, "These are two seeds of solo, so the splits here arise without any penalty.");
   const fewer = fewerThan(here, answer.base_rate);
   return card(
-    "Beside the base rate",
-    `${answer.pair}, against ${answer.base_rate.pair || "two seeds of solo"}, where there is no penalty: only more ${kind} than there speak for it; the base rate is one pair of SAEs, so it has no interval`,
+    "Compared with the base rate",
+    `${answer.pair}, against ${answer.base_rate.pair || "two seeds of solo"}, which have no penalty. Only more ${kind} than these are evidence for the penalty. The base rate is one pair of SAEs, so it has no interval.`,
     fewer && h("p", {}, h("b", {}, `No evidence that the penalty ${kind === "merges" ? "merges" : "splits"} latents: `), fewer),
     h(
       "dl",
-      { class: "tiles" },
+      { class: "tiles facts" },
       told.map(([key, value]) =>
         h(
           "div",
@@ -221,7 +225,7 @@ function fewerThan(here, base) {
   return null;
 }
 
-function item(row) {
+function item(row, merge) {
   const bar = h(
     "div",
     { class: "share", "aria-hidden": "true" },
@@ -247,7 +251,7 @@ function item(row) {
       ),
     ),
     bar,
-    h("div", {}, livesOn(row.parent)),
+    h("div", {}, livesOn(row.parent, merge)),
     h(
       "div",
       { class: "children" },
@@ -258,8 +262,8 @@ function item(row) {
           h("span", { class: `swatch c${i % 5}`, "aria-hidden": "true" }, LETTERS[i]),
           latentLink(child.sae, child.latent),
           chips(child.top_tokens),
-          h("span", { class: "soft" }, `alone on ${percent(child.share)} of the firings · phi, choosing half, ${fixed(child.phi)}`),
-          already(child),
+          h("span", { class: "soft" }, `fires alone on ${percent(child.share)} of the parent's firings · phi ${fixed(child.phi)}`),
+          already(child, merge),
         ),
       ),
     ),

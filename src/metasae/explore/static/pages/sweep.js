@@ -48,8 +48,8 @@ export async function page({ query }) {
       h(
         "p",
         { class: "note" },
-        "Each interval is of its cell alone: of many cells some look clear by chance, so choose here and confirm on new seeds. ",
-        "Front: no other cell is at least as good in every objective and better in one, by the means over seeds.",
+        "Each interval covers its cell alone. Among many cells some look clear by chance, so choose a cell here and confirm it on new seeds. ",
+        "Front: the cells for which no other cell is at least as good in every objective and better in one, by the means over seeds.",
       ),
     ),
     lines?.card,
@@ -93,7 +93,7 @@ function facts(sweep) {
   return h(
     "section",
     { class: "card" },
-    h("div", { class: "card-head" }, h("h1", {}, sweep.title), h("p", { class: "note" }, `of the recipe, where a cell does not say otherwise; varied: ${sweep.settings.join(", ") || "nothing"}`)),
+    h("div", { class: "card-head" }, h("h1", {}, sweep.title), h("p", { class: "note" }, `values of the recipe, except where a cell sets its own; varied: ${sweep.settings.join(", ") || "nothing"}`)),
     h(
       "dl",
       { class: "tiles facts" },
@@ -170,8 +170,8 @@ function failed(sweep) {
   const lost = sweep.cells.filter((cell) => cell.state !== "done");
   if (!lost.length) return null;
   const columns = ["cell", "setting", "state", "why"].map((label) => ({ label, text: true }));
-  const rows = lost.map((cell) => [h("a", { href: cellPath(cell.name), class: "latent-link" }, h("span", { class: "id" }, cell.name)), settingText(cell), cell.state, cell.why || "–"]);
-  return card("Failed and stopped", "not on the front; the sweep's command tries again what failed", table(columns, rows, { label: "Cells that failed or were stopped" }));
+  const rows = lost.map((cell) => [h("a", { href: cellPath(cell.name), class: "latent-link whole" }, h("span", { class: "id" }, cell.name)), settingText(cell), cell.state, cell.why || "–"]);
+  return card("Failed and stopped", "not on the front; the same sweep command tries the failed cells again", table(columns, rows, { label: "Cells that failed or were stopped" }));
 }
 
 function confirm(sweep) {
@@ -180,7 +180,7 @@ function confirm(sweep) {
   const told = sweep.confirm;
   return card(
     "Where to look first",
-    "the cell of the front nearest to the ideal, each objective scaled to the front's range; not a finding",
+    "the cell on the front that is nearest to the ideal, each objective scaled to the front's range; a suggestion, not a finding",
     h("p", {}, h("a", { href: cellPath(best.name), class: "latent-link" }, h("span", { class: "id" }, best.name)), ` ${settingText(best)}`),
     told?.cell === best.name
       ? [h("p", { class: "soft" }, `This confirms it on seeds ${told.seeds.map(valueText).join(", ")}. ${told.note}`), command(told.command)]

@@ -12,17 +12,17 @@ let last = { text: "", answer: null };
 
 export async function page() {
   const run = await data.overview();
-  if (STATIC) return { title: "Try a text", node: h("div", { class: "page" }, card("Try a text", null, h("p", {}, "Trying a text needs the model, and this is a static copy of the pages. Run ", h("code", {}, "metasae explore RUN"), " where the run lies."))) };
+  if (STATIC) return { title: "Try a text", node: h("div", { class: "page" }, card("Try a text", null, h("p", {}, "Trying a text needs the model, which a static copy of the pages does not have. Run ", h("code", {}, "metasae explore RUN"), " on the machine that has the run folder."))) };
   const text = h("textarea", { "data-search": true, "aria-label": "Text", placeholder: "Write or paste some text", spellcheck: "false" });
   text.value = last.text;
   const state = h("span", { class: "note", role: "status" });
   const out = h("div", { class: "stack" });
   const send = h("button", {}, "Try it");
-  const example = h("button", { type: "button", class: "plain", onclick: () => ((text.value = EXAMPLE), form.requestSubmit()) }, "an example");
+  const example = h("button", { type: "button", class: "plain", onclick: () => ((text.value = EXAMPLE), form.requestSubmit()) }, "Try an example");
   const form = h(
     "form",
     { class: "card" },
-    h("div", { class: "card-head" }, h("h1", {}, "Try a text"), h("p", { class: "note" }, "the model and the SAEs are loaded at the first text; Ctrl+Enter sends")),
+    h("div", { class: "card-head" }, h("h1", {}, "Try a text"), h("p", { class: "note" }, "the first text takes longer, as the model and the SAEs are loaded; Ctrl+Enter sends")),
     text,
     h("div", { class: "labels" }, send, example, state),
   );
@@ -51,7 +51,7 @@ async function show(out, answer, run) {
     const { shown: arms, alike } = armsOf(saes.filter((sae) => sae.seed === seed), run.baseline || "solo");
     const fired = Object.fromEntries(arms.map((arm) => [arm, answer.saes[arm].fired]));
     const view = new View(answer, arms, fired, await pairedLatents(arms, fired), seeds.length > 1 ? pick : null);
-    const notes = alike.map(([name, like]) => h("p", { class: "note" }, saeName(name), " has the weights of ", saeName(like), ", so the same latents fire."));
+    const notes = alike.map(([name, like]) => h("p", { class: "note" }, saeName(name), " has the weights of ", saeName(like), ", so the same latents fire and it has no column."));
     body.replaceChildren(view.strip, ...notes, view.lines);
     out.choose = (by) => view.step(by);
   }
@@ -100,8 +100,8 @@ class View {
     });
     this.paint(this.differences, several ? 1 : Math.max(...this.differences), "");
     this.note.textContent = several
-      ? "shaded: the share of the latents here that fire in one arm and not in the other; choose a token to see them"
-      : "shaded: the strongest activation; choose a token to see what fires there";
+      ? "shaded: the share of the firing latents that differ between the arms; choose a token to see its latents"
+      : "shaded: the strongest activation; choose a token to see its latents";
   }
 
   /** sae: whose colour; id: its latent. */
@@ -126,7 +126,7 @@ class View {
     if (token !== this.token) return;
     const differing = lines.filter(({ differs }) => differs).length;
     const title = token === null ? "Strongest latents in the text" : `Latents at “${shown(nameOf(this.answer, token)).trim()}”`;
-    const said = arms.length > 1 ? `${number(lines.length)} lines, ${number(differing)} of them differ; a line has the latents that match by their decoder rows` : `${number(lines.length)} fire`;
+    const said = arms.length > 1 ? `${number(lines.length)} lines, ${number(differing)} of them differ; latents on one line match by their decoder rows (cosine 0.5 or more)` : `${number(lines.length)} fire`;
     this.lines.replaceChildren(
       h("div", { class: "card-head" }, h("h2", {}, title), h("p", { class: "note" }, said, lines.length > MOST ? `; the first ${MOST} are shown` : "")),
       h("div", { class: "wide", tabindex: "0", role: "group", "aria-label": title }, this.table(top, briefs)),
