@@ -80,7 +80,7 @@ def arm_trained(
                 after_step=count,
                 checkpoints=checkpoint,
             )
-    births = trainer.births.records if trainer.births else []
+    births = trainer.moves.births.records if trainer.moves.births else []
     return trace | {"state": whole_state(trainer, ranks), "births": births}
 
 

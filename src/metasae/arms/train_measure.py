@@ -111,8 +111,8 @@ def train_arm(
         for line in lines:
             source.progress.say(f"{arm.label}: {line}")
         if ranks.first:
-            if trainer.births:
-                files.write_json(arm.folder / "births.json", trainer.births.facts())
+            if trainer.moves.births:
+                files.write_json(arm.folder / "births.json", trainer.moves.births.facts())
             shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
         ranks.wait()
     return seconds

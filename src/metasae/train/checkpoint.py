@@ -72,7 +72,7 @@ def header_of(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: 
             for name, learner in _learners(trainer).items()
         },
         "sigma": vars(trainer.sigma) if trainer.sigma else None,
-        "births": trainer.births and trainer.births.facts(),
+        "births": trainer.moves.facts(),
         "arm": trainer.arm,
         "seed": trainer.seed,
         "recipe": trainer.recipe.model_dump(mode="json"),
@@ -83,10 +83,9 @@ def header_of(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: 
 
 def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Every tensor of the state, by `primary.` or `meta.` and its name."""
-    births = trainer.births.tensors() if trainer.births else {}
     return {
         f"{name}.{key}": value for name, learner in _learners(trainer).items() for key, value in _state(learner).items()
-    } | {f"{BIRTHS}{key}": value for key, value in births.items()}
+    } | {f"{BIRTHS}{key}": value for key, value in trainer.moves.tensors().items()}
 
 
 def check(header: dict, trainer: Trainer, path: Path) -> None:
@@ -103,19 +102,20 @@ def check(header: dict, trainer: Trainer, path: Path) -> None:
 def restore(trainer: Trainer, header: dict, tensors: dict[str, torch.Tensor]) -> tuple[list[dict[str, float]], int]:
     """Puts a state into a fresh trainer; returns (pending metrics, length of metrics.jsonl)."""
     for name, learner in _learners(trainer).items():
-        prefix = f"{name}."
-        _restore(learner, {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)})
+        _restore(learner, _below(f"{name}.", tensors))
         numbers = header["numbers"][name]
         learner.cut, learner.probe_cut = numbers["cut"], numbers["probe_cut"]
         learner.architecture.load(numbers["architecture"], trainer.device)
     trainer.done = Done(**header["done"])
     if trainer.sigma:
         vars(trainer.sigma).update(header["sigma"])
-    if trainer.births:
-        for key, value in trainer.births.tensors().items():
-            value.copy_(tensors[f"{BIRTHS}{key}"])
-        vars(trainer.births).update(header["births"])
+    trainer.moves.load(_below(BIRTHS, tensors), header["births"])
     return header["pending"], header["metrics_bytes"]
+
+
+def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _learners(trainer: Trainer) -> dict[str, Learner]:

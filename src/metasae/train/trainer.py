@@ -8,20 +8,19 @@ from torch import Tensor
 
 from metasae.device import work_on
 from metasae.recipe.recipe import Recipe
-from metasae.recipe.registry import ARMS, PENALTIES, named
+from metasae.recipe.registry import ARMS
 from metasae.sae.architectures.batchtopk import BatchTopK
-from metasae.sae.gradients import Arithmetic, Auxiliary, Prefixes, Reconstruction, forward, matmul_dtype, sae_gradients
+from metasae.sae.gradients import Arithmetic, Auxiliary, Reconstruction, forward, matmul_dtype, sae_gradients
 from metasae.sae.kernels import kernels
 from metasae.sae.optimiser import UnitRowAdam, learning_rate, total_norm
 from metasae.sae.sae import SAE, SAEConfig, token_normalise
 from metasae.sae.weights import Weights
 from metasae.train.learner import new_learner
-from metasae.train.moves import margin, nest
-from metasae.train.moves.births import Births
+from metasae.train.moves.atomic import moves_of
 from metasae.train.objective import Losses, meta_input
 from metasae.train.penalties.adaptive import AdaptiveSigma
 from metasae.train.penalties.decomposability import decomposability, full_gradient, probe
-from metasae.train.penalties.scene import Scene, charge
+from metasae.train.penalties.scene import Charges, Scene, charge_all
 
 
 @dataclass
@@ -30,18 +29,6 @@ class Done:
 
     primary: int = 0
     meta: int = 0
-
-
-@dataclass(frozen=True)
-class Further:
-    """The further penalties of a step. values: by name; cost: their sum, each with its coefficient; rows_ND, entries_K:
-    the gradient by the decoder rows and by the kept entries (None where no penalty has one).
-    """
-
-    values: dict[str, Tensor]
-    cost: Tensor
-    rows_ND: Tensor
-    entries_K: Tensor | None
 
 
 class Trainer:
@@ -96,7 +83,7 @@ class Trainer:
         self.sigma = AdaptiveSigma(train.lambda2, train.sigma_sq) if train.adaptive_sigma else None
         self.done = Done()
         self.total_primary = -(-train.tokens // train.batch)
-        self.births = self._new_births()
+        self.moves = moves_of(recipe, arm, self.primary, self.total_primary, seed, self.how.spread)
         self._rows: tuple[int, Tensor] | None = None
         self.total_meta = (self.total_primary // train.n_primary_steps) * train.n_meta_steps if self.meta else 0
 
@@ -123,8 +110,9 @@ class Trainer:
         if learner.architecture.follows:
             learner.architecture.steer(numbers["l0"], learner.weights)
         self.done.primary += 1
-        if self.births and self.births.ends_window(self.done.primary):
-            numbers["births"] = torch.tensor(float(self.births.make(self.done.primary)), device=self.device)
+        births = self.moves.move(self.done.primary)
+        if births is not None:
+            numbers["births"] = torch.tensor(float(births), device=self.device)
         return losses, numbers
 
     @torch.no_grad()
@@ -136,14 +124,12 @@ class Trainer:
         """
         train, learner = self.recipe.train, self.primary
         x = self._inputs(x_BD)
-        moves = self._nested(), self._offset()
-        passed = forward(x, learner.weights, learner.architecture, self._k_now(), learner.cut, self.how, *moves)
+        prefixes, offset = self.moves.prefixes(self.done.primary), self.moves.offset(self.done.primary, learner)
+        selection = learner.architecture, self._k_now(), learner.cut
+        passed = forward(x, learner.weights, *selection, self.how, prefixes, offset)
         learner.cut = passed.cut
-        if self.births and self.births.is_looking(self.done.primary):
-            self.births.look(passed, self.how.kernels)
         dead = learner.count(passed.kept, train.dead_after, self.how.spread)
-        if self.rules.atomic:
-            learner.sum_activations(passed.kept)
+        self.moves.look(self.done.primary, passed, self.how.kernels)
         charged = self.done.primary >= train.penalty_start * self.total_primary
         further = None
         if charged and self.penalties and self.done.primary % train.penalty_every == 0:
@@ -193,7 +179,7 @@ class Trainer:
         normalize = "token" if sae.normalize == "token" else "none"
         primary = self.primary.as_sae(SAEConfig(self.d, sae.n, sae.architecture, sae.k, normalize, dict(metadata)))
         out = {"primary": primary.scaled(scale)}
-        offset = self._offset()
+        offset = self.moves.offset(self.done.primary, self.primary)
         out["primary"].offset = None if offset is None else offset.cpu() / scale
         if self.meta:
             normalize = "token" if meta.input == "token" else "none"
@@ -236,26 +222,6 @@ class Trainer:
             return sae.k
         left = max(0.0, 1 - self.done.primary / (sae.k_anneal * self.total_primary))
         return sae.k + round(left * (sae.k_start - sae.k))
-
-    def _offset(self) -> Tensor | None:
-        """What each latent's activation has to exceed beside what all have in common: [n]; None is nothing."""
-        if not self.rules.atomic:
-            return None
-        share = margin.share(self.recipe.train.margin, self.done.primary, self.total_primary)
-        return share * self.primary.mean_activation() if share else None
-
-    def _nested(self) -> Prefixes | None:
-        """The prefixes of `train.nest`, where it holds now."""
-        if not self.rules.atomic:
-            return None
-        here = len(self.primary.weights.W_dec_ND)
-        return nest.prefixes(self.recipe.train.nest, self.done.primary, self.total_primary, here, self.how.spread)
-
-    def _new_births(self) -> Births | None:
-        spec = self.recipe.train.births
-        if not (self.rules.atomic and spec.share):
-            return None
-        return Births(spec, self.primary, self.total_primary, self.seed, self.how.spread)
 
     def _aux(self, dead_N: Tensor) -> Auxiliary:
         train = self.recipe.train
@@ -306,7 +272,7 @@ class Trainer:
                 into_ND.addcmul_(view.difference_ND, factor_N[:, None], value=pull)
         return value, lambda2 * value
 
-    def _further_penalties(self, passed: Reconstruction) -> Further:
+    def _further_penalties(self, passed: Reconstruction) -> Charges:
         """Of this batch, each with its coefficient; the gradients `train.penalty_every`-fold."""
         scene = Scene(
             self.primary.weights.W_dec_ND,
@@ -317,17 +283,4 @@ class Trainer:
             self.how.spread,
             self.meta.weights.W_dec_ND if self.meta else None,
         )
-        values, rows_ND, entries_K = {}, None, None
-        for name, coef in self.penalties.items():
-            charged = charge(named(PENALTIES, name), scene)
-            values[name], fold = charged.value, coef * self.recipe.train.penalty_every
-            rows_ND = _added(rows_ND, charged.rows_ND, fold)
-            if charged.entries_K is not None:
-                entries_K = _added(entries_K, charged.entries_K, fold)
-        cost = sum(self.penalties[name] * value for name, value in values.items())
-        return Further(values, cost, rows_ND, entries_K)
-
-
-def _added(total: Tensor | None, part: Tensor, factor: float) -> Tensor:
-    """total + factor * part, in the memory of `total` where there is one."""
-    return part * factor if total is None else total.add_(part, alpha=factor)
+        return charge_all(self.penalties, scene, self.recipe.train.penalty_every)

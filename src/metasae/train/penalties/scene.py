@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from metasae.recipe.registry import PENALTIES, named
 from metasae.sae.kernels.kept import Kept
 from metasae.sae.spread import WHOLE, Whole
 
@@ -89,6 +90,18 @@ class Charge(NamedTuple):
     entries_K: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Charges:
+    """Several penalties of a step. values: by name; cost: their sum, each with its coefficient; rows_ND, entries_K: the
+    gradient by the decoder rows and by the kept entries (None where no penalty has one).
+    """
+
+    values: dict[str, Tensor]
+    cost: Tensor
+    rows_ND: Tensor
+    entries_K: Tensor | None
+
+
 Penalty = Callable[[Scene], Charge | tuple[Tensor, Tensor]]
 
 
@@ -124,3 +137,24 @@ def charge(penalty: Penalty, scene: Scene) -> Charge:
     if entries is not None:
         entries = entries[whole.kept.between(own.start, own.stop)[1]]
     return Charge(value, rows[own.start : own.stop], entries)
+
+
+def charge_all(coefficients: dict[str, float], scene: Scene, fold: int) -> Charges:
+    """The penalties of these names, each with its coefficient; the gradients are multiplied by `fold`.
+
+    Raises UserError for a name that this process does not know.
+    """
+    values, rows_ND, entries_K = {}, None, None
+    for name, coef in coefficients.items():
+        charged = charge(named(PENALTIES, name), scene)
+        values[name] = charged.value
+        rows_ND = _added(rows_ND, charged.rows_ND, coef * fold)
+        if charged.entries_K is not None:
+            entries_K = _added(entries_K, charged.entries_K, coef * fold)
+    cost = sum(coefficients[name] * value for name, value in values.items())
+    return Charges(values, cost, rows_ND, entries_K)
+
+
+def _added(total: Tensor | None, part: Tensor, factor: float) -> Tensor:
+    """total + factor * part, in the memory of `total` where there is one."""
+    return part * factor if total is None else total.add_(part, alpha=factor)
