@@ -111,8 +111,8 @@ def train_arm(
         for line in lines:
             source.progress.say(f"{arm.label}: {line}")
         if ranks.first:
-            if trainer.moves.births:
-                files.write_json(arm.folder / "births.json", trainer.moves.births.facts())
+            if births := trainer.moves.births:
+                arm.write_births({"stopped_at": births.stopped_at, "records": births.records})
             shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
         ranks.wait()
     return seconds
@@ -238,9 +238,15 @@ def measure_arm(
             folder=arm.folder / "firings" if spec.keep_firings else None,
             ranks=ranks,
             truth=source.spike_truth(arm.seed, evaluation_of(cache, spec)),
+            births=arm.births(),
             dtype=recipe.train.dtype,
         )
+    fates = result.get("births", {}).pop("fates", [])
     if ranks.first:
+        if fates:
+            births = arm.births()
+            records = [record | fate for record, fate in zip(births["records"], fates, strict=True)]
+            arm.write_births(births | {"records": records})
         files.write_json(arm.folder / "measures.json", result)
     ranks.wait()
     return reference

@@ -103,6 +103,7 @@ class Births:
     """An arm's births: what is gathered, when it is looked at, and what was made.
 
     axes_ND: v. moments_N6: see `evidence`. records: every birth, a dictionary each, as births.json has them.
+    stopped_at: after which step no more are made, as those before had saved nothing; None while they go on.
     """
 
     def __init__(self, spec: Spec, learner: Learner, total: int, seed: int, spread: Whole):
@@ -114,7 +115,7 @@ class Births:
         self.axes_ND = self._drawn(0, self.n)[self.own.start : self.own.stop].to(W)
         self.moments_N6 = torch.zeros(len(W), 6, dtype=torch.float64, device=W.device)
         self.tokens = 0
-        self.stopped = False
+        self.stopped_at: int | None = None
         self.records: list[dict] = []
 
     def ends_window(self, done: int) -> bool:
@@ -140,7 +141,7 @@ class Births:
 
     def facts(self) -> dict:
         """The rest of it, JSON-able."""
-        return {"tokens": self.tokens, "stopped": self.stopped, "records": self.records}
+        return {"tokens": self.tokens, "stopped_at": self.stopped_at, "records": self.records}
 
     def look(self, passed: Reconstruction, kernels) -> None:
         """Takes in a step's residual."""
@@ -163,9 +164,9 @@ class Births:
     def make(self, done: int) -> int:
         """Ends a window: says what came of earlier births, makes new ones, and returns how many."""
         stats = evidence(self.spread.all_latents(self.moments_N6).cpu().numpy(), self.tokens)
-        self._follow(stats)
+        self._follow(stats, done)
         pairs = []
-        if done <= self.last and not self.stopped:
+        if done <= self.last and self.stopped_at is None:
             pairs = chosen(stats, self.spec, round(self.spec.share * self.n))
         if pairs:
             self._write(pairs, stats, done)
@@ -173,7 +174,7 @@ class Births:
         self.tokens = 0
         return len(pairs)
 
-    def _follow(self, stats: Evidence) -> None:
+    def _follow(self, stats: Evidence, done: int) -> None:
         late = self.open_records()
         for record in late:
             i, j = record["parent"], record["child"]
@@ -181,7 +182,7 @@ class Births:
             record["use"] = [float(stats.use[i]), float(stats.use[j])]
             record["firings"] = [int(stats.count[i]), int(stats.count[j])]
         if late and sum(record["saved"] for record in late) < LEAST_KEPT * sum(r["promised"] for r in late):
-            self.stopped = True
+            self.stopped_at = done
 
     def _write(self, pairs: list[tuple[int, int]], stats: Evidence, done: int) -> None:
         fits = [two_values(stats.mean[i], stats.variance[i], stats.skew[i]) for i, _ in pairs]
