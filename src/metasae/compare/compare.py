@@ -98,7 +98,7 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
         "baseline": baseline,
         "pairs": {str(pair): entries for pair, entries in _pairs(arms, numbers, baseline).items()},
     }
-    comparison["trained"] = trained_enough(comparison, [entry.arm for entry in measured], _decay(run_folder))
+    comparison["trained"] = trained_enough(comparison, [entry.arm for entry in measured], *_training(run_folder))
     comparison["verdict"] = verdict_of(comparison)
     comparison |= _births(arms)
     files.write_json(run_folder / "compare.json", comparison)
@@ -106,10 +106,15 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
     return comparison
 
 
-def _decay(run_folder: Path) -> float:
-    """The share of the steps over which the learning rate fell; 0 where the folder does not say."""
+def _training(run_folder: Path) -> tuple[float, bool]:
+    """(the share of the steps over which the learning rate fell, whether each seed started from weights of its own); 0
+    and True where the folder does not say.
+    """
     path = run_folder / "recipe.toml"
-    return Recipe.stored(path).train.decay if path.is_file() else 0.0
+    if not path.is_file():
+        return 0.0, True
+    train = Recipe.stored(path).train
+    return train.decay, not train.init
 
 
 def _trained_on(run_folder: Path) -> dict:

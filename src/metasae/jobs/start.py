@@ -20,6 +20,7 @@ from metasae.errors import UserError
 from metasae.interop import checked
 from metasae.interop.detection import metadata_at, sae_at
 from metasae.jobs.conditions import Conditions, adopted
+from metasae.jobs.init import read_init
 from metasae.locks import alone_on
 from metasae.progress.progress import SILENT, Progress
 from metasae.recipe.meaning import refuse_unmeasurable
@@ -74,6 +75,8 @@ def claim(recipe: Recipe, folder: Path) -> None:
         recipe = recipe.model_copy(update=union)
     else:
         check_sources(recipe)
+        if recipe.train.init:
+            read_init(recipe)
     write_recipe(recipe, folder)
 
 

@@ -67,6 +67,8 @@ ARMS = {
 }
 # The arm that others are compared with, where a run has it, and the one that the comparison is about.
 BASELINE, SUBJECT = "solo", "joint"
+# What the SAE of `train.init` is measured as, beside the arms that start from it; its folder is init-s0.
+INIT = "init"
 
 
 @dataclass(frozen=True)

@@ -273,6 +273,12 @@ class Train(Table):
 
     tokens: int = Field(1_000_000, ge=1, description="training tokens per arm")
     batch: int = Field(2048, ge=1, description="tokens of a primary step")
+    init: str = Field(
+        "",
+        description="an existing SAE that every arm starts from, in place of a fresh one: the folder of a run's arm, "
+        "or a folder, file or `hf:` address in any format that `metasae import` reads; it is measured beside the arms "
+        "as `init`",
+    )
     lambda2: float = Field(0.3, ge=0, description="weight of the decomposability penalty (joint)")
     sigma_sq: float = Field(
         1.0,

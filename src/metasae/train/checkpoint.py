@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from metasae.errors import UserError
 from metasae.files import write_tensors
+from metasae.recipe.recipe import Recipe
 from metasae.train.learner import Learner
 from metasae.train.trainer import Done, Trainer
 
@@ -91,9 +92,11 @@ def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
 def check(header: dict, trainer: Trainer, path: Path) -> None:
     """Raises UserError when the header is that of another recipe, arm or seed."""
     ours = json.loads(json.dumps(trainer.recipe.model_dump(mode="json")))
+    # a key that an earlier release did not have has its default
+    theirs = json.loads(json.dumps(Recipe.stored(header["recipe"]).model_dump(mode="json")))
     for table in ("sae", "meta", "train"):
-        if header["recipe"][table] != ours[table]:
-            changed = next(key for key in ours[table] if header["recipe"][table].get(key) != ours[table][key])
+        if theirs[table] != ours[table]:
+            changed = next(key for key in ours[table] if theirs[table][key] != ours[table][key])
             raise UserError(f"{path} was made with another {table}.{changed}; choose another --out or delete it")
     if (header["arm"], header["seed"]) != (trainer.arm, trainer.seed):
         raise UserError(f"{path} belongs to {header['arm']}-s{header['seed']}, not {trainer.arm}-s{trainer.seed}")

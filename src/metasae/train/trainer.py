@@ -34,7 +34,8 @@ class Done:
 class Trainer:
     """Trains one arm with one seed. Same seed = same initial weights in every arm.
 
-    b_dec_D: what b_dec starts from, in the units the SAE is trained in; its length is d.
+    b_dec_D: what b_dec starts from, in the units the SAE is trained in; its length is d. start: the weights of an
+    existing SAE that the primary starts from, with its own b_dec (`metasae.train.start`); None: a fresh one.
     solo: no penalty, no meta SAE. joint: all the recipe's penalties. control: joint with every coefficient 0.
     sequential: solo, then a meta SAE on its frozen decoder.
     `metasae.train.sharded.trainer.ShardedTrainer` is the same over several processes: it overrides the members below.
@@ -46,7 +47,15 @@ class Trainer:
     # whether this process writes what there is to write
     leads = True
 
-    def __init__(self, recipe: Recipe, arm: str, seed: int, b_dec_D: Tensor, device: str = "cpu"):
+    def __init__(
+        self,
+        recipe: Recipe,
+        arm: str,
+        seed: int,
+        b_dec_D: Tensor,
+        device: str = "cpu",
+        start: Weights | None = None,
+    ):
         train = recipe.train
         self.recipe, self.arm, self.seed = recipe, arm, seed
         self.device = torch.device(device)
@@ -69,6 +78,7 @@ class Trainer:
             self.device,
             self.own,
             optimiser,
+            start,
         )
         self.rules = ARMS[arm]
         with_meta = recipe.has_meta(arm)

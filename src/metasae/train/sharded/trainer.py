@@ -30,12 +30,21 @@ REPLICATED = ("b_dec_D",)
 class ShardedTrainer(Trainer):
     """`Trainer` on one of several ranks. Raises UserError for what is not supported on several."""
 
-    def __init__(self, recipe: Recipe, arm: str, seed: int, b_dec_D: Tensor, device: str, ranks: Ranks):
+    def __init__(
+        self,
+        recipe: Recipe,
+        arm: str,
+        seed: int,
+        b_dec_D: Tensor,
+        device: str,
+        ranks: Ranks,
+        start: Weights | None = None,
+    ):
         self.ranks = ranks
         self.spans = spans_of(recipe.sae.n, ranks)
         self.own = own_latents(recipe.sae.n, ranks.size, ranks.rank)
         self.own_share, self.leads = len(self.own) / recipe.sae.n, ranks.first
-        super().__init__(recipe, arm, seed, b_dec_D, ranks.device(device))
+        super().__init__(recipe, arm, seed, b_dec_D, ranks.device(device), start)
         ranks.same(str(self.how.dtype).removeprefix("torch."), "what they multiply in", "set train.dtype in the recipe")
         self.primary.architecture.spread = self.how.spread
         if self.meta:
@@ -87,8 +96,10 @@ def gathered(learner: Learner, spans: list[range], ranks: Ranks) -> Weights | No
     return Weights(**whole) if ranks.first else None
 
 
-def trainer_of(recipe: Recipe, arm: str, seed: int, b_dec_D: Tensor, device: str, ranks: Ranks) -> Trainer:
-    """The trainer of an arm on these ranks; with one rank the ordinary one."""
+def trainer_of(
+    recipe: Recipe, arm: str, seed: int, b_dec_D: Tensor, device: str, ranks: Ranks, start: Weights | None = None
+) -> Trainer:
+    """The trainer of an arm on these ranks; with one rank the ordinary one. Arguments as of `Trainer`."""
     if ranks.size == 1:
-        return Trainer(recipe, arm, seed, b_dec_D, device)
-    return ShardedTrainer(recipe, arm, seed, b_dec_D, device, ranks)
+        return Trainer(recipe, arm, seed, b_dec_D, device, start)
+    return ShardedTrainer(recipe, arm, seed, b_dec_D, device, ranks, start)
