@@ -1,7 +1,8 @@
 """The whole state of a training run in one safetensors file, written whole or not at all.
 
-Weights, Adam's moments, firing counters, warm cuts, step counts and pending metrics. The stream's cursor is the count
-of primary steps, and no random number is drawn after initialisation, so this is all that a bit-for-bit resume needs.
+It holds weights, Adam's moments, firing counters, warm cuts, step counts and pending metrics. The position in the
+stream of batches is the number of primary steps, and random numbers depend on seed and step alone. So a training that
+is resumed from this file gives the same bits.
 """
 
 import json
@@ -17,7 +18,7 @@ from metasae.train.learner import Learner
 from metasae.train.trainer import Done, Trainer
 
 FILE = "checkpoints/latest.safetensors"
-# They have a row per latent of the primary, as its weights have.
+# Prefix of the births' tensors, which have a row per latent of the primary.
 BIRTHS = "primary.births."
 
 

@@ -40,33 +40,35 @@ class Learner:
     begins: bool = True
 
     def begin(self, x_BD: Tensor, how: Arithmetic) -> None:
-        """Before the first step, on its batch: what the architecture sets by it."""
+        """Called before the first step: the architecture sets biases or thresholds by the step's batch."""
         weights = self.weights
         if self.architecture.follows and self.begins:
             pre = how.kernels.encode(x_BD - weights.b_dec_D, weights.W_enc_ND, weights.b_enc_N, how.dtype)
             self.architecture.begin(pre, weights)
 
     def count(self, kept: Kept, dead_after: int, spread: Whole = WHOLE) -> Tensor:
-        """Updates the counters with this batch, then says which latents are dead: bool [n]."""
+        """Updates the counters with this batch; returns which latents are dead: bool [n]."""
         counts, n_rows = spread.over_rows(kept.counts()), spread.rows(kept.n_rows)
         self.silent_N.add_(n_rows).masked_fill_(counts > 0, 0)
         self.rate_N.mul_(RATE_MEMORY).add_(counts, alpha=(1 - RATE_MEMORY) / n_rows)
         return self.silent_N >= dead_after
 
     def sum_activations(self, kept: Kept) -> None:
-        """Updates what `mean_activation` needs with a batch that is counted; all its rows are here."""
+        """Updates the sums for `mean_activation`. Call `count` on the batch first; all of its rows must be on this
+        process.
+        """
         self.total_N.mul_(RATE_MEMORY).add_(kept.latent_sums(kept.values), alpha=(1 - RATE_MEMORY) / kept.n_rows)
 
     def mean_activation(self) -> Tensor:
-        """Of each latent where it fires, a running mean; 0 before it ever fired: [n]."""
+        """Running mean of each latent's activations where it fires: [n]; 0 for one that has not fired yet."""
         return self.total_N / self.rate_N.clamp(min=1e-12)
 
     def as_sae(self, config: SAEConfig) -> SAE:
-        """The SAE as it is now; with a threshold only where the architecture learns its own."""
+        """The SAE with the current weights. It has thresholds only where the architecture learns them."""
         sae, weights = SAE(config), self.weights
         sae.W_enc.data.copy_(weights.W_enc_ND.t())
         sae.W_dec.data.copy_(weights.W_dec_ND)
-        # rows are unit but for rounding, and for the drift that renormalising before the step leaves
+        # rows have unit length up to rounding, or up to a drift of 7e-4 where they are renormalised before the step
         unit_rows_(sae.W_dec.data)
         sae.b_dec.data.copy_(weights.b_dec_D)
         if weights.b_enc_N is not None:
@@ -102,7 +104,7 @@ def new_learner(
     whole = _drawn(table.n, b_dec_D, generator, tied) if start is None else start
     weights = _with_parts_of(kind, whole, b_enc)
     if own is not None:
-        # copies, so that the rows of the others are given back
+        # copies, so that the memory of the other processes' rows is freed
         weights = Weights(**{name: _own_rows(tensor, name, own).clone() for name, tensor in weights.tensors().items()})
     weights = Weights(**{name: tensor.to(device, copy=True) for name, tensor in weights.tensors().items()})
     n = len(weights.W_dec_ND)

@@ -32,13 +32,13 @@ class Done:
 
 
 class Trainer:
-    """Trains one arm with one seed. Same seed = same initial weights in every arm.
+    """Trains one arm with one seed. Arms of the same seed have the same initial weights.
 
     b_dec_D: what b_dec starts from, in the units the SAE is trained in; its length is d. start: the weights of an
     existing SAE that the primary starts from, with its own b_dec (`metasae.train.start`); None: a fresh one.
     solo: no penalty, no meta SAE. joint: all the recipe's penalties. control: joint with every coefficient 0.
     sequential: solo, then a meta SAE on its frozen decoder.
-    `metasae.train.sharded.trainer.ShardedTrainer` is the same over several processes: it overrides the members below.
+    `metasae.train.sharded.trainer.ShardedTrainer` does the same on several processes; it overrides the members below.
     """
 
     # the primary's latents that this process holds (None: all), and their share of all
@@ -98,8 +98,8 @@ class Trainer:
         self.total_meta = (self.total_primary // train.n_primary_steps) * train.n_meta_steps if self.meta else 0
 
     def next_action(self) -> str | None:
-        """'primary', 'meta' or None at the end. A pure function of the step counts, so a resumed run takes the same
-        turns.
+        """'primary', 'meta', or None at the end. It depends on the step counts alone, so a resumed run takes the same
+        steps in the same order.
         """
         due = (
             self.done.primary if not self.rules.after else self.done.primary * (self.done.primary == self.total_primary)
@@ -110,7 +110,7 @@ class Trainer:
 
     @torch.no_grad()
     def primary_step(self, x_BD: Tensor, with_penalty: bool = True) -> tuple[Losses, dict[str, Tensor]]:
-        """One step on activations x [B, d]; see `primary_gradients` for what comes back."""
+        """One step on activations x [B, d]; returns the losses and numbers of `primary_gradients`."""
         train, learner = self.recipe.train, self.primary
         if not self.done.primary:
             learner.begin(self._inputs(x_BD), self.how)
@@ -129,8 +129,9 @@ class Trainer:
     def primary_gradients(self, x_BD: Tensor, with_penalty: bool = True) -> tuple[Losses, dict[str, Tensor], Weights]:
         """The losses on activations x [B, d] (fp32, globally scaled where the recipe says so) and their gradients.
 
-        Between them, further numbers as 0-dim tensors: fvu, l0, dead and each further penalty. Counts firings, changes
-        no weight. `with_penalty` False leaves the decomposability penalty's value out where it is not charged.
+        Returns (losses, numbers, gradients). Numbers are 0-dim tensors: fvu, l0, dead and each further penalty. The
+        call counts firings and changes no weight. with_penalty False: the decomposability penalty is not computed where
+        it has no weight.
         """
         train, learner = self.recipe.train, self.primary
         x = self._inputs(x_BD)
@@ -159,7 +160,7 @@ class Trainer:
 
     @torch.no_grad()
     def meta_step(self) -> Losses:
-        """One step of the meta SAE on all rows of the primary's decoder, as they are now."""
+        """One step of the meta SAE on all current rows of the primary's decoder."""
         train, learner, rows = self.recipe.train, self.meta, self._meta_rows()
         if not self.done.meta:
             learner.begin(rows, self.meta_how)
@@ -180,10 +181,10 @@ class Trainer:
         )
 
     def export(self, scale: float, metadata: dict) -> dict[str, SAE]:
-        """{'primary': SAE in the model's own units, 'meta': SAE over decoder rows}; thresholds only where the
+        """{'primary': SAE in the model's own units, 'meta': SAE over decoder rows}. They have thresholds only where the
         architecture learns them.
 
-        scale: what the inputs were multiplied by.
+        scale: the factor by which the inputs were multiplied in training.
         """
         sae, meta = self.recipe.sae, self.recipe.meta
         normalize = "token" if sae.normalize == "token" else "none"
@@ -203,7 +204,7 @@ class Trainer:
         return asked
 
     def _arithmetic(self, module: ModuleType, dtype: torch.dtype) -> tuple[Arithmetic, Arithmetic]:
-        """How the primary's products are passed, and a meta SAE's on the primary's rows."""
+        """Kernels, dtype and spread of the primary's step, and of the meta SAE's step on the primary's rows."""
         return Arithmetic(module, dtype), Arithmetic(module, dtype)
 
     def _norm(self, gradients: Weights) -> Tensor:
@@ -211,16 +212,16 @@ class Trainer:
         return total_norm(gradients)
 
     def _over_all(self, mean: Tensor) -> Tensor:
-        """The mean over all the primary's latents, given the mean over those here, 0-dim."""
+        """The mean over all latents of the primary, given the mean over those of this process, 0-dim."""
         return self.how.spread.over_latents(mean * self.own_share)
 
     def _inputs(self, x_BD: Tensor) -> Tensor:
-        """Activations as the primary takes them."""
+        """Activations [B, d] on the trainer's device, normalised per token where the recipe says so."""
         x = x_BD.to(self.device)
         return token_normalise(x)[0] if self.recipe.sae.normalize == "token" else x
 
     def _meta_rows(self) -> Tensor:
-        """The decoder rows as the meta SAE takes them; worked out once for the meta steps between two primary steps."""
+        """The decoder rows as the meta SAE reads them; computed once for the meta steps between two primary steps."""
         if self._rows is None or self._rows[0] != self.done.primary:
             self._rows = (self.done.primary, meta_input(self.primary.weights.W_dec_ND, self.recipe.meta.input)[0])
         return self._rows[1]
@@ -246,15 +247,15 @@ class Trainer:
         }
 
     def _decomposability(self, into_ND: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(P, its cost) against the frozen meta SAE; adds the cost's gradient to `into_ND` when given.
+        """(P, its cost) for the frozen meta SAE; adds the cost's gradient to `into_ND` when given.
 
-        Nothing of the meta SAE changes but the warm start of its selection, which changes no result.
+        In the meta SAE only the warm start of the selection changes, which changes no result.
         """
         train, meta, W = self.recipe.train, self.meta, self.primary.weights.W_dec_ND
         mode = self.recipe.meta.input
         rate_N = self.primary.rate_N
         share = rate_N / self._over_all(rate_N.mean()).clamp(min=1e-12) if train.balanced else None
-        # sigma that follows the rows has to see them first, and a gradient through the meta SAE needs its parts
+        # the fused pass has no adaptive sigma, which needs e before the gradient, and no gradient through the meta SAE
         if (
             self.meta_how.fused
             and type(meta.architecture) is BatchTopK
@@ -270,7 +271,7 @@ class Trainer:
         view = probe(W, meta.weights, meta.architecture, meta.k, meta.probe_cut, mode, self.meta_how)
         meta.probe_cut = view.cut
         lambda2, sigma_sq = self.lambda2, train.sigma_sq
-        # only where it is charged: before that, rows are looked at for the log alone, which must decide nothing
+        # only where the penalty is charged: before that it is computed for the log, which must not change the training
         if self.sigma and lambda2 > 0 and into_ND is not None:
             lambda2, sigma_sq = self.sigma.update(self._over_all(view.e_N.mean())[None])
         value, factor_N = decomposability(view, sigma_sq, share)
@@ -283,7 +284,7 @@ class Trainer:
         return value, lambda2 * value
 
     def _further_penalties(self, passed: Reconstruction) -> Charges:
-        """Of this batch, each with its coefficient; the gradients `train.penalty_every`-fold."""
+        """The further penalties of this batch; the gradients are multiplied by `train.penalty_every`."""
         scene = Scene(
             self.primary.weights.W_dec_ND,
             passed.kept,

@@ -2,8 +2,8 @@
 
 A rank holds the encoder columns, decoder rows, Adam's moments, thresholds and counters of its own latents. b_dec and
 the meta SAE are the same on every rank. The latents of the primary are the rows of the meta SAE's batch, so a rank
-takes the meta step on the rows it holds, and the penalty needs no row of another. Every number that is reported is that
-of the whole SAE.
+takes the meta step on the rows that it holds, and the paper's penalty needs no row of another rank. Every reported
+number is that of the whole SAE.
 """
 
 from dataclasses import replace
@@ -28,7 +28,7 @@ REPLICATED = ("b_dec_D",)
 
 
 class ShardedTrainer(Trainer):
-    """`Trainer` on one of several ranks. Raises UserError for what is not supported on several."""
+    """`Trainer` on one of several ranks. Raises UserError for a meta SAE that several ranks cannot share."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class ShardedTrainer(Trainer):
         return self.ranks.any(asked)
 
     def export(self, scale: float, metadata: dict) -> dict[str, SAE]:
-        """As `Trainer.export`, on the first rank; nothing on the others, which send it their latents."""
+        """As `Trainer.export` on the first rank, to which the others send their latents; {} on the others."""
         spread = self.primary
         weights = gathered(spread, self.spans, self.ranks)
         running = {
