@@ -10,7 +10,8 @@ import metasae
 from drawing import undrawn
 from metasae.errors import UserError
 from metasae.interop import export
-from metasae.jobs.init import read_init, refuse_other_width
+from metasae.jobs.init import read_init, recipe_within, refuse_other_width
+from metasae.jobs.start import _refuse_seen
 from metasae.recipe.recipe import Recipe
 from metasae.sweep import sweep
 
@@ -43,6 +44,8 @@ def test_the_start_is_measured_beside_the_arms(first, second):
     for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"):
         torch.testing.assert_close(getattr(after, name), getattr(before, name), rtol=0, atol=0)
     assert after.config.metadata["calibration"]["rule"] == "own"
+    notes = after.config.metadata["metasae"]
+    assert (notes["arm"], notes["seed"]) == ("init", 0) and notes["init"] == str(first.folder / "arms" / "solo-s0")
     fvu = [run.comparison["arms"][arm]["means"]["fidelity.fvu"] for run, arm in ((first, "solo"), (second, "init"))]
     assert fvu[0] == pytest.approx(fvu[1], rel=1e-5)
     # 20 steps more are better than none, and latent i is still latent i
@@ -109,6 +112,25 @@ def test_a_hook_point_that_the_sae_does_not_name_is_refused(first, tmp_path):
         read_init(Recipe.load(values | at))
     # what leaves a block is what enters the next
     assert read_init(Recipe.load(values | {"hook": {"point": "blocks.7.hook_resid_post"}})).n_latents == 48
+
+
+def test_the_run_is_measured_again_with_its_start(second, tmp_path):
+    with undrawn():
+        again = metasae.measure(second.folder, out=tmp_path / "again", show=False)
+    assert list(again.comparison["arms"]) == ["solo", "atomic", "init"]
+
+
+def test_an_sae_that_was_trained_on_what_would_be_judged_is_refused(first, tmp_path):
+    shutil.copytree(first.folder / "arms" / "solo-s0" / "primary", tmp_path / "sae")
+    config = json.loads((tmp_path / "sae" / "cfg.json").read_text())
+    text = {"source": "machine", "calibration_share": 0.01, "evaluation_share": 0.01}
+    trained_by = Recipe.load({"text": text}).model_dump(mode="json")
+    config["metadata"]["metasae"]["recipe"] = trained_by
+    (tmp_path / "sae" / "cfg.json").write_text(json.dumps(config))
+    values = {"sae": {"n": 48, "k": 3}, "train": {"init": str(tmp_path / "sae")}, "model": {"path": str(tmp_path)}}
+    recipe = Recipe.load(values | {"hook": trained_by["hook"], "text": {"source": "machine"}})
+    with pytest.raises(UserError, match="was trained on documents that would be judged here"):
+        _refuse_seen(recipe.train.init, recipe_within(read_init(recipe)), recipe)
 
 
 def test_a_sweep_starts_afresh(first, tmp_path):

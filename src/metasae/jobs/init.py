@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from metasae.errors import UserError
 from metasae.jobs.conditions import Conditions, other_place
 from metasae.recipe.recipe import Recipe
+from metasae.recipe.registry import INIT
 
 if TYPE_CHECKING:
     from metasae.arms.source import Source
@@ -24,8 +25,7 @@ def read_init(recipe: Recipe) -> "SAE":
     from metasae.interop import load
 
     address, sae = recipe.train.init, load(recipe.train.init)
-    notes = sae.config.metadata.get("metasae")
-    stated = Conditions.of(sae.config.metadata, notes.get("recipe") if isinstance(notes, dict) else None)
+    stated = Conditions.of(sae.config.metadata, recipe_within(sae))
     if sae.n_latents != recipe.sae.n:
         raise UserError(
             f"train.init = {address} has {sae.n_latents:,} latents, and sae.n = {recipe.sae.n:,}; set "
@@ -44,6 +44,13 @@ def read_init(recipe: Recipe) -> "SAE":
             f"sae.normalize={'token' if by_token else 'global'}"
         )
     return sae
+
+
+def recipe_within(sae: "SAE") -> dict | None:
+    """The recipe that an SAE of ours was trained by; None for an SAE of other making."""
+    notes = sae.config.metadata.get("metasae")
+    recipe = notes.get("recipe") if isinstance(notes, dict) else None
+    return recipe if isinstance(recipe, dict) else None
 
 
 def refuse_other_width(sae: "SAE", d: int, recipe: Recipe) -> None:
@@ -73,7 +80,10 @@ def keep_init(source: "Source", cache) -> None:
         return
     saes = {}
     if ranks.first:
-        saes["primary"] = read_init(recipe)
-        refuse_other_width(saes["primary"], cache.d, recipe)
+        sae = saes["primary"] = read_init(recipe)
+        refuse_other_width(sae, cache.d, recipe)
+        # the copy is named as it is measured here; what its training met (spike-ins) is not what this run's arms meet
+        notes, trained_by = {"arm": INIT, "seed": 0, "init": recipe.train.init}, recipe_within(sae)
+        sae.config.metadata["metasae"] = notes | ({"recipe": trained_by} if trained_by else {})
     save_trained(saes, recipe, cache.split("calibration"), source.init.folder, ranks)
     ranks.wait()
