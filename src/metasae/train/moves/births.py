@@ -13,8 +13,8 @@ Over a window of steps: count, mean m, variance V, skew g and kurtosis q of rho,
     use_j  = E_j                        squared activation of latent j per token
 
 Of the latents that pass `train.births.two_points` and `firings`, those of largest gain are split. The second half of
-each takes the place of the least useful latent j that is left, if gain_i > use_j. The two values of rho have its
-moments:
+each takes the place of the least useful latent j that is left, if gain_i > use_j. Two values with the moments of rho
+are
 
     share+ = (1 - g / sqrt(4 + g^2)) / 2,    rho+- = m +- sqrt(V) sqrt(share-+ / share+-)
 
