@@ -1,9 +1,9 @@
 """Whether this checkout does what another one did: `python tools/same_run.py OTHER_CHECKOUT [FOLDER]`.
 
-One tiny run (solo, control and joint, two seeds, with auto-interp, explorer and report) and one planted run are made by
-each checkout's own `src`, with the same interpreter. Every file of the two run folders is compared; times, versions and
-paths aside. Each difference is a line, and the exit status is 1 where there is any. FOLDER keeps the runs, and a run of
-OTHER_CHECKOUT that is there is taken again.
+One tiny run (solo, control, joint and atomic, two seeds, with auto-interp, explorer and report) and one planted run are
+made by each checkout's own `src`, with the same interpreter. Every file of the two run folders is compared; times,
+versions and paths aside. Each difference is a line, and the exit status is 1 where there is any. FOLDER keeps the runs,
+and a run of OTHER_CHECKOUT that is there is taken again.
 """
 
 import html
@@ -19,9 +19,10 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 HERE = Path(__file__).parents[1]
-DEMO = """run demo --arms solo,control,joint --seeds 2 --out runs/demo
+DEMO = """run demo --arms solo,control,joint,atomic --seeds 2 --out runs/demo
 --set harvest.tokens=8000 --set train.tokens=16000 --set train.batch=256 --set sae.n=256 --set sae.k=8 --set meta.n=32
 --set train.dead_after=3000 --set train.meta_dead_after=3000
+--set train.births.window=8 --set train.births.firings=2 --set train.births.two_points=0
 --set measure.tokens=6000 --set measure.calibration_tokens=3000 --set measure.output_tokens=1000"""
 PLANTED = "run planted --arms solo,joint --seeds 2 --out runs/planted --set train.tokens=40000"
 INTERP = "interp runs/demo --scores embedding --latents 5"

@@ -11,9 +11,11 @@ import torch
 from metasae.progress.progress import Task
 from metasae.progress.stop import StopRequest
 from metasae.recipe.recipe import Recipe
+from metasae.sae.sae import SAE, SAEConfig
 from metasae.train.loop import train
 from metasae.train.sharded import checkpoint
 from metasae.train.sharded.trainer import gathered, trainer_of
+from metasae.train.start import start_from
 from sources import Batches
 
 BATCH, D, N = 64, 16, 64
@@ -37,6 +39,16 @@ def values(steps=40, **tables) -> dict:
     }
 
 
+def an_sae() -> SAE:
+    """With rows of any length, biases and thresholds."""
+    generator, sae = torch.Generator().manual_seed(7), SAE(SAEConfig(D, N, k=3))
+    sae.init_weights(generator)
+    sae.W_dec.data.mul_(0.5 + torch.rand(N, 1, generator=generator))
+    sae.b_enc.data.copy_(0.1 * torch.randn(N, generator=generator))
+    sae.threshold = torch.rand(N, generator=generator)
+    return sae
+
+
 def arm_trained(
     ranks,
     recipe: dict,
@@ -45,12 +57,15 @@ def arm_trained(
     until: int | None = None,
     after=None,
     stop_at: int | None = None,
+    existing: bool = False,
 ) -> dict:
     """Trains an arm; what each step chose and lost, and the state at its end.
 
-    until: actions after which it breaks off. stop_at: actions after which the last rank is asked to stop.
+    until: actions after which it breaks off. stop_at: actions after which the last rank is asked to stop. existing: it
+    starts from an existing SAE.
     """
-    trainer = trainer_of(Recipe.load(recipe), arm, 0, torch.full((D,), 0.3), "cpu", ranks)
+    start = start_from(an_sae(), 0.7) if existing else None
+    trainer = trainer_of(Recipe.load(recipe), arm, 0, torch.full((D,), 0.3), "cpu", ranks, start)
     trace = {"losses": [], "numbers": [], "primary": [], "meta": []}
     _watch(trainer, trace)
     if folder is None:
@@ -80,7 +95,7 @@ def arm_trained(
                 after_step=count,
                 checkpoints=checkpoint,
             )
-    births = trainer.births.records if trainer.births else []
+    births = trainer.moves.births.records if trainer.moves.births else []
     return trace | {"state": whole_state(trainer, ranks), "births": births}
 
 

@@ -116,6 +116,16 @@ def test_every_kind_of_step_is_that_of_one_process(size):
     assert any(aux > 0 for _, aux, _, _ in alone["batchtopk"]["losses"])
 
 
+def trained_from_an_sae(ranks):
+    return arm_trained(ranks, values(10), "joint", existing=True)
+
+
+def test_an_existing_sae_is_the_start_of_all_ranks():
+    alone = trained_from_an_sae(ALONE)
+    assert "primary.b_enc_N" in alone["state"]
+    assert_same(alone, on_ranks(3, trained_from_an_sae))
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_prefixes_and_further_penalties_are_those_of_one_process(size):
     alone, told = all_trained(ALONE, FURTHER, 10), on_ranks(size, all_trained, FURTHER, 10)

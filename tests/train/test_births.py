@@ -235,7 +235,7 @@ def test_a_latent_that_mixes_two_senses_becomes_one_of_each():
     trainer = blended_trainer()
     for step in range(80):
         trainer.primary_step(two_senses(64, step))
-    (record,) = trainer.births.records
+    (record,) = trainer.moves.births.records
     assert record["parent"] == 0 and record["step"] == 80 and record["two_points"] > 0.8
     weights = trainer.primary.weights
     rows = weights.W_dec_ND[[0, record["child"]]]
@@ -248,28 +248,28 @@ def test_a_latent_that_mixes_two_senses_becomes_one_of_each():
     before = float(trainer.primary_step(two_senses(64, 99))[1]["fvu"])
     for step in range(80, 120):
         trainer.primary_step(two_senses(64, step))
-    assert before < 0.2 and trainer.births.records[0]["saved"] > 0.7 * record["promised"]
+    assert before < 0.2 and trainer.moves.births.records[0]["saved"] > 0.7 * record["promised"]
 
 
 def test_no_births_before_two_windows_or_after_the_last_time():
     trainer = blended_trainer(window=30)
-    due = [done for done in range(1, 161) if trainer.births.ends_window(done)]
+    due = [done for done in range(1, 161) if trainer.moves.births.ends_window(done)]
     assert due == [80, 120]
-    looking = [done for done in range(160) if trainer.births.is_looking(done)]
+    looking = [done for done in range(160) if trainer.moves.births.is_looking(done)]
     assert looking == [*range(50, 80), *range(90, 120)]
     # a run that is too short for a window has none
     births = {"share": 0.5}
     recipe = Recipe.load({"sae": {"n": 4, "k": 1}, "train": {"tokens": 64 * 40, "batch": 64, "births": births}})
     short = Trainer(recipe, "atomic", 0, torch.zeros(16))
-    assert not any(short.births.ends_window(done) for done in range(1, 41))
-    assert not any(short.births.is_looking(done) for done in range(40))
+    assert not any(short.moves.births.ends_window(done) for done in range(1, 41))
+    assert not any(short.moves.births.is_looking(done) for done in range(40))
 
 
 def test_resumed_across_births_to_the_bit(tmp_path):
     whole = blended_trainer()
     for step in range(130):
         whole.primary_step(two_senses(64, step))
-    assert whole.births.records
+    assert whole.moves.births.records
     for stop in (70, 80, 110):
         first = blended_trainer()
         for step in range(stop):
@@ -279,6 +279,6 @@ def test_resumed_across_births_to_the_bit(tmp_path):
         checkpoint.load(second, tmp_path / str(stop))
         for step in range(stop, 130):
             second.primary_step(two_senses(64, step))
-        assert second.births.facts() == whole.births.facts()
+        assert second.moves.births.facts() == whole.moves.births.facts()
         for key, tensor in whole.primary.weights.tensors().items():
             assert torch.equal(tensor, getattr(second.primary.weights, key)), (stop, key)

@@ -5,7 +5,7 @@ or activations that a user gave.
 import threading
 from pathlib import Path
 
-from metasae.arms.folder import RunFolder
+from metasae.arms.folder import Arm, RunFolder
 from metasae.data.cache.activations import harvest_points
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.cache.given import GivenCache
@@ -20,6 +20,7 @@ from metasae.measures.truth.spikes import Spikes
 from metasae.progress.progress import Progress
 from metasae.ranks.ranks import ALONE, Ranks, deals
 from metasae.recipe.recipe import GIVEN, PLANTED, Recipe
+from metasae.recipe.registry import INIT
 from metasae.sae.sae import SAE
 
 
@@ -132,6 +133,11 @@ class Source:
         if seed not in self._truths:
             self._truths[seed] = spikes.truth_on(evaluation)
         return self._truths[seed]
+
+    @property
+    def init(self) -> Arm:
+        """Where the run folder keeps the SAE of `train.init`, in the model's units."""
+        return RunFolder(self.folder).arm(INIT, 0)
 
     @property
     def windows(self) -> Path:

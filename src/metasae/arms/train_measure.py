@@ -37,6 +37,7 @@ from metasae.sae.sae import SAE, token_normalise
 from metasae.train.loop import train
 from metasae.train.sharded import checkpoint
 from metasae.train.sharded.trainer import trainer_of
+from metasae.train.start import start_from
 
 # Pre-activations of a batch (batch x n). Below this, one core is nearly as fast as two, which wait for each other at
 # every small product.
@@ -82,8 +83,9 @@ def train_arm(
     turn = with_spikes(turn, source.spikes(arm.seed, None if turn.window else training))
     with cores_for(recipe, source.device):
         scale = input_scale(turn.scaled_by, recipe.sae.normalize)
-        b_dec = initial_b_dec(turn.split, scale, recipe)
-        trainer = trainer_of(recipe, arm.name, arm.seed, b_dec, source.device, ranks)
+        start = start_from(source.init.sae(), scale) if recipe.train.init else None
+        b_dec = initial_b_dec(turn.split, scale, recipe) if start is None else start.b_dec_D
+        trainer = trainer_of(recipe, arm.name, arm.seed, b_dec, source.device, ranks, start)
         order = arm.seed if turn.window is None else arm.seed * 1_000_003 + turn.window
         with (
             Stream(
@@ -110,8 +112,8 @@ def train_arm(
         for line in lines:
             source.progress.say(f"{arm.label}: {line}")
         if ranks.first:
-            if trainer.births:
-                files.write_json(arm.folder / "births.json", trainer.births.facts())
+            if births := trainer.moves.births:
+                arm.write_births({"stopped_at": births.stopped_at, "records": births.records})
             shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
         ranks.wait()
     return seconds
@@ -236,10 +238,17 @@ def measure_arm(
             reference=reference,
             folder=arm.folder / "firings" if spec.keep_firings else None,
             ranks=ranks,
-            truth=source.spike_truth(arm.seed, evaluation_of(cache, spec)),
+            # the SAE of `train.init` met no spike-ins
+            truth=None if arm == source.init else source.spike_truth(arm.seed, evaluation_of(cache, spec)),
+            births=arm.births(),
             dtype=recipe.train.dtype,
         )
+    fates = result.get("births", {}).pop("fates", [])
     if ranks.first:
+        if fates:
+            births = arm.births()
+            records = [record | fate for record, fate in zip(births["records"], fates, strict=True)]
+            arm.write_births(births | {"records": records})
         files.write_json(arm.folder / "measures.json", result)
     ranks.wait()
     return reference

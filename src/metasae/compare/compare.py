@@ -78,7 +78,7 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
     Keys: conditions (the same for all arms), arms {arm: seeds, means, intervals, values, blocks}, missing (arms not
     measured yet), stale (arms whose auto-interp scores are left out, as they are of an earlier SAE), baseline, pairs
     {"joint vs solo": {measure: a, b, difference, percent, ci95, n_seeds, values ...}}, trained, verdict (a list of
-    {kind, text}).
+    {kind, text}), births ({arm: {seed: made, alive, ...}}, where an arm makes births).
     baseline: the arm that the others are compared with; None takes solo, or the first arm if there is no solo. Raises
     UserError if nothing is measured or the arms were not measured under the same conditions.
     """
@@ -99,17 +99,23 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
         "baseline": baseline,
         "pairs": {str(pair): entries for pair, entries in _pairs(arms, numbers, baseline).items()},
     }
-    comparison["trained"] = trained_enough(comparison, [entry.arm for entry in measured], _decay(run_folder))
+    comparison["trained"] = trained_enough(comparison, [entry.arm for entry in measured], *_training(run_folder))
     comparison["verdict"] = verdict_of(comparison)
+    comparison |= _births(arms)
     files.write_json(run_folder / "compare.json", comparison)
     files.write_text(run_folder / "compare.md", as_markdown(comparison))
     return comparison
 
 
-def _decay(run_folder: Path) -> float:
-    """The share of the steps over which the learning rate decayed; 0 if the folder has no recipe."""
+def _training(run_folder: Path) -> tuple[float, bool]:
+    """(the share of the steps over which the learning rate decayed, whether each seed started from its own weights); 0
+    and True if the folder has no recipe.
+    """
     path = run_folder / "recipe.toml"
-    return Recipe.stored(path).train.decay if path.is_file() else 0.0
+    if not path.is_file():
+        return 0.0, True
+    train = Recipe.stored(path).train
+    return train.decay, not train.init
 
 
 def _trained_on(run_folder: Path) -> dict:
@@ -132,6 +138,16 @@ def _missed_l0(run_folder: Path, measured: list[Measured]) -> dict:
     calibrations = {entry.arm.label: entry.measures.get("calibration", {}) for entry in measured}
     missed = missed_by(calibrations, Recipe.stored(path).sae) if path.is_file() else {}
     return {"missed_l0": missed} if missed else {}
+
+
+def _births(arms: dict[str, dict[int, Measured]]) -> dict:
+    """{"births": what became of each arm's births, by seed}; {} where no arm makes any."""
+    births = {
+        arm: {str(seed): entry.measures["births"] for seed, entry in by_seed.items() if "births" in entry.measures}
+        for arm, by_seed in arms.items()
+    }
+    births = {arm: of_arm for arm, of_arm in births.items() if of_arm}
+    return {"births": births} if births else {}
 
 
 def _numbers(by_seed: dict[int, Measured]) -> dict[str, Numbers]:

@@ -23,19 +23,20 @@ LIMITS = {"r": 0.4, "fall": 0.025, "share": 0.5}
 _LEAST_ROWS = 5
 
 
-def trained_enough(comparison: dict, arms: Sequence[Arm], decay: float) -> dict:
+def trained_enough(comparison: dict, arms: Sequence[Arm], decay: float, own_starts: bool = True) -> dict:
     """{enough, r, fall, share, limits}; a number that is not known is None.
 
     comparison: as `metasae.compare.compare.compare` makes it. decay: the share of the steps at the end over which the
-    learning rate fell. enough: False if a known number misses its limit; None if none does but r is not known, as with
-    one seed.
+    learning rate fell. own_starts: whether each seed started from its own weights; if all started from one SAE
+    (`train.init`), r says nothing about training and counts as not known. enough: False if a known number misses its
+    limit; None if none does but r is not known, as with one seed.
     """
     means = comparison["arms"][comparison["baseline"]]["means"]
     recovered, ceiling = (means.get(f"spikes.{key}") for key in ("recovery_f1", "ceiling_f1"))
     by_name = groupby(sorted(arms, key=lambda arm: arm.name), key=lambda arm: arm.name)
     falls = [fall for fall in (fall_of(list(seeds), decay) for _, seeds in by_name) if fall is not None]
     known = {
-        "r": means.get("seeds.mean_r"),
+        "r": means.get("seeds.mean_r") if own_starts else None,
         "fall": max(falls, default=None),
         "share": recovered / ceiling if recovered is not None and ceiling else None,
     }

@@ -73,6 +73,8 @@ def train_on(
     batches = Provided(provider, size)
     start = batches.peek(-(-min(SAMPLE_ROWS, recipe.train.tokens) // size)) if sample is None else sample
     scale = batches.scale = input_scale(start, recipe.sae.normalize)
+    if recipe.train.init:
+        raise UserError("train.init belongs to `metasae run` and `metasae.train`; leave it empty for SAELens's batches")
     trainer = Trainer(recipe, arm, seed, initial_b_dec(start, scale, recipe), device)
     request = StopRequest(progress.answer, f"training {arm}, seed {seed}")
     with (

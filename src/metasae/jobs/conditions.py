@@ -83,6 +83,11 @@ def differences(stated: Conditions, recipe: Recipe, bos: bool) -> dict[str, list
     return {key: [there, here] for key, (there, here, same) in pairs.items() if there is not None and not same}
 
 
+def other_place(stated: str | None, point: str) -> bool:
+    """Whether an SAE says that it was trained at another hook point than `point`."""
+    return stated is not None and _place(stated) != _place(point)
+
+
 def _said(values: Any, key: str, kind: type) -> Any:
     """The value of a key if it has the right type, else None, as files of others may contain anything."""
     value = values.get(key) if isinstance(values, dict) else None

@@ -19,7 +19,7 @@ from metasae.measures.firing.calibrate import calibrate
 from metasae.progress.stages import Stage
 from metasae.recipe.recipe import GIVEN as IS_GIVEN
 from metasae.recipe.recipe import Measure, Recipe
-from metasae.recipe.registry import ARMS, BASELINE, ArmRules
+from metasae.recipe.registry import ARMS, BASELINE, INIT, ArmRules
 from metasae.sae.layout import CONFIG
 from metasae.sae.sae import SAE
 
@@ -157,7 +157,7 @@ def left(recipe: Recipe, arms: Sequence[Arm], harvested: bool, in_lanes: bool = 
     """
     spec, stages = recipe.measure, []
     unmeasured = [arm for arm in arms if not is_measured(arm, spec)]
-    untrained = [arm for arm in arms if not arm.is_trained]
+    untrained = [arm for arm in arms if not arm.is_trained and arm.name != INIT]
     if unmeasured and not recipe.reads_text:
         stages.append(opening(recipe))
     elif not harvested:

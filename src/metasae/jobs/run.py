@@ -30,6 +30,7 @@ from metasae.doctor.fit import refuse_what_cannot_fit
 from metasae.errors import Dropped, Interrupted
 from metasae.jobs import pending, start
 from metasae.jobs.conclude import across, conclude, print_conclusion, print_next_steps, store
+from metasae.jobs.init import is_missing, keep_init, read_init, refuse_other_width
 from metasae.jobs.pending import bring_up_to_date, is_measured, measured_otherwise, said_of
 from metasae.jobs.results import Run
 from metasae.progress.progress import Progress, SharedTask
@@ -117,6 +118,8 @@ class _Job:
         self.progress, self.stop, self.ranks = progress, stop, ranks
         self.source = Source(recipe, folder, device, progress, ranks)
         self.arms = [self.run.arm(name, seed) for seed in recipe.seeds for name in recipe.arms]
+        # what is measured: the SAE that all arms start from, if any, and the arms
+        self.subjects = [self.source.init, *self.arms] if recipe.train.init else self.arms
         self.points = [recipe.hook.point, *recipe.hook.also]
         # arms are trained side by side if a step uses one core
         self.in_lanes = ranks.size == 1 and trains_on_one_core(recipe, device)
@@ -132,7 +135,7 @@ class _Job:
     def stages(self) -> list[Stage]:
         """The stages that are left to do."""
         harvested = self._is_harvested() or self._is_measured()
-        return pending.left(self.recipe, self.arms, harvested, self.in_lanes)
+        return pending.left(self.recipe, self.subjects, harvested, self.in_lanes)
 
     def go(self) -> dict:
         """Does everything that is not done yet; returns what `metasae.jobs.conclude.conclude` returns, {} on other
@@ -142,6 +145,7 @@ class _Job:
         if self._cache is None:
             self.progress.say("every arm is trained and measured already")
         else:
+            keep_init(self.source, self._cache)
             self._train_all(self._cache)
             self._measure_all(self._cache)
         if not self.ranks.first:
@@ -190,7 +194,7 @@ class _Job:
     def _is_measured(self) -> bool:
         """Whether every arm is measured by the current settings, and no hook point was added since."""
         spec = self.recipe.measure
-        measured = not measured_otherwise(self.run, spec) and all(is_measured(arm, spec) for arm in self.arms)
+        measured = not measured_otherwise(self.run, spec) and all(is_measured(arm, spec) for arm in self.subjects)
         return measured and self.points == self._known().get("points", self.points)
 
     def _is_harvested(self) -> bool:
@@ -221,6 +225,8 @@ class _Job:
     def _harvested(self) -> ActivationCache:
         start, tokens = time.perf_counter(), self._tokens()
         if self.ranks.first:
+            if is_missing(self.source):
+                refuse_other_width(read_init(self.recipe), self.source.host.d, self.recipe)
             refuse_what_cannot_fit(self.recipe, self.source.host.d, self.folder, device=self.source.device)
         cache = self.source.open(tokens)
         # known from an earlier call if the training split is not harvested now
@@ -286,7 +292,7 @@ class _Job:
             # these files depend on the measures that are replaced
             for name in ("across.json", "compare.json"):
                 (self.folder / name).unlink(missing_ok=True)
-        for arm in dict.fromkeys([*self.arms, *otherwise]):
+        for arm in dict.fromkeys([*self.subjects, *otherwise]):
             self._measure(cache, arm)
             if self.ranks.any(self.stop.asked):
                 raise Interrupted("stopped between two stages; what is done is kept")

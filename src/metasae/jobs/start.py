@@ -20,6 +20,7 @@ from metasae.errors import UserError
 from metasae.interop import checked
 from metasae.interop.detection import metadata_at, sae_at
 from metasae.jobs.conditions import Conditions, adopted
+from metasae.jobs.init import read_init, recipe_within
 from metasae.locks import alone_on
 from metasae.progress.progress import SILENT, Progress
 from metasae.recipe.meaning import refuse_unmeasurable
@@ -75,6 +76,8 @@ def claim(recipe: Recipe, folder: Path) -> None:
         recipe = recipe.model_copy(update=union)
     else:
         check_sources(recipe)
+        if recipe.train.init:
+            _refuse_seen(recipe.train.init, recipe_within(read_init(recipe)), recipe)
     write_recipe(recipe, folder)
 
 
@@ -151,7 +154,7 @@ def claimed(
         progress.say(line)
     elsewhere = any(key.split(".")[0] in ("model", "hook") and key != "model.bos" for key in overrides or {})
     for target in targets:
-        _refuse_seen(target, resolved)
+        _refuse_seen(target.folder, target.recipe, resolved)
         if recipe is None and not elsewhere:
             _refuse_elsewhere(target, resolved)
     with alone_on(out, progress):
@@ -216,20 +219,21 @@ def recipe_of(target: Target) -> dict:
     return {**target.recipe, "model": {**target.recipe.get("model", {}), "trust_remote_code": False}}
 
 
-def _refuse_seen(target: Target, recipe: Recipe) -> None:
+def _refuse_seen(place: str | Path, trained_by: dict | None, recipe: Recipe) -> None:
     """Raises UserError for an SAE of ours that was trained on documents that this recipe measures on.
 
-    A document's split follows from a hash of its content: the first shares are calibration and evaluation, the rest is
+    place: where the SAE is. trained_by: the recipe that it was trained with; None for an SAE of another library. A
+    document's split follows from a hash of its content: the first shares are calibration and evaluation, the rest is
     training.
     """
-    theirs, ours = (target.recipe or {}).get("text", {}), recipe.text.model_dump(mode="json")
+    theirs, ours = (trained_by or {}).get("text", {}), recipe.text.model_dump(mode="json")
     same = all(theirs.get(key) == ours[key] for key in ("source", "name", "split", "column"))
     if not theirs or not same or not recipe.reads_text:
         return
     untrained, judged = (text["calibration_share"] + text["evaluation_share"] for text in (theirs, ours))
     if judged > untrained + 1e-9:
         raise UserError(
-            f"{target.folder} was trained on documents that would be used for measuring: it was trained on all but the "
+            f"{place} was trained on documents that would be used for measuring: it was trained on all but the "
             f"first {untrained:g} of the text, and text.calibration_share + text.evaluation_share take {judged:g}; "
             f"--set them so that they take no more than {untrained:g}"
         )

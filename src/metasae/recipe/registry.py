@@ -68,6 +68,8 @@ ARMS = {
 }
 # The arm that the others are compared with, if a run has it; and the arm that the comparison is about.
 BASELINE, SUBJECT = "solo", "joint"
+# What the SAE of `train.init` is measured as, beside the arms that start from it; its folder is init-s0.
+INIT = "init"
 
 
 @dataclass(frozen=True)

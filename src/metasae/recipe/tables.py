@@ -302,6 +302,12 @@ class Train(Table):
 
     tokens: int = Field(1_000_000, ge=1, description="training tokens per arm")
     batch: int = Field(2048, ge=1, description="tokens in a step of the primary SAE")
+    init: str = Field(
+        "",
+        description="an existing SAE that every arm starts from, in place of a fresh one: the folder of a run's arm, "
+        "or a folder, file or `hf:` address in any format that `metasae import` reads; it is measured beside the arms "
+        "as `init`",
+    )
     lambda2: float = Field(
         0.3,
         ge=0,

@@ -1,3 +1,1 @@
-"""The sparse autoencoder, its exact selection, its kernels and its folder on disk. Imports nothing of the other
-rooms.
-"""
+"""The sparse autoencoder, its gradients, its architectures, its kernels and its folder on disk."""

@@ -1,8 +1,8 @@
 """An SAE's folder: `cfg.json` + `sae_weights.safetensors`, in the layout that SAELens 6 reads as it is.
 
-A BatchTopK SAE with its calibrated threshold is, for inference, a JumpReLU SAE, and is written as one; rule "topk" is
-SAELens's "topk". Our token normalisation is SAELens's "layer_norm". What SAELens does not know (k, recipe, seed, ...)
-lies in `metadata`. Folders of other making, SAELens's further architectures among them, are read by `metasae.interop`.
+For inference a BatchTopK SAE with its calibrated threshold is a JumpReLU SAE, and is written as one. Rule "topk" is
+SAELens's "topk", and token normalisation is SAELens's "layer_norm". What SAELens has no key for (k, recipe, seed, ...)
+is in `metadata`. `metasae.interop` reads the folders of other libraries, and SAELens's further architectures.
 """
 
 import json
@@ -18,7 +18,7 @@ from metasae.files import read_json, read_tensors, write_json, write_tensors
 from metasae.sae.layout import CONFIG, WEIGHTS
 from metasae.sae.sae import SAE, SAEConfig
 
-# SAELens drops all metadata of files that do not name a version of at least 6.0.0.
+# SAELens ignores the metadata of files that do not name a version of at least 6.0.0.
 SAELENS_VERSION = "6.0.0"
 _NORMALIZE = {"none": "none", "token": "layer_norm", "token_eps": "layer_norm"}
 _SHAPES = {
@@ -35,8 +35,8 @@ def save(sae: SAE, folder: str | Path, standard: bool = False, metadata: dict | 
     """Writes the folder. standard: as SAELens's plain ReLU SAE, without thresholds. metadata: in place of the SAE's
     own.
 
-    Raises ValueError when the SAE has no threshold yet, or has some above 0 that its layout cannot hold; UserError when
-    the disk refuses.
+    Raises ValueError when the SAE has no threshold yet, or has thresholds above 0 that its layout has no place for;
+    UserError when the folder cannot be written.
     """
     if sae.threshold is None:
         raise ValueError("an SAE is saved with its threshold: calibrate it first")
@@ -61,7 +61,7 @@ def save(sae: SAE, folder: str | Path, standard: bool = False, metadata: dict | 
             "sae_lens_version": SAELENS_VERSION,
             "trained_architecture": config.architecture,
             "k": config.k,
-            # SAELens undoes without it, so its outputs differ by 1e-5 of the normalised ones
+            # SAELens undoes the normalisation without eps, so its outputs differ by 1e-5 of the normalised ones
             **({"undone_with_eps": True} if config.normalize == "token_eps" else {}),
         },
     }
@@ -80,7 +80,7 @@ def load(folder: str | Path) -> SAE:
     """Reads a folder written by `save`, or by SAELens for a plain JumpReLU or TopK SAE; `metasae.interop.load` reads
     any other.
 
-    Raises UserError for a missing, damaged, mis-shaped or NaN-carrying folder.
+    Raises UserError for a folder that is missing or damaged, and for weights of a wrong shape or with a NaN.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -94,7 +94,7 @@ def load(folder: str | Path) -> SAE:
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         getattr(sae, name).data.copy_(tensors[name])
     if config.rule == "threshold":
-        # a copy like the weights: no view into the file, which may be deleted or written anew
+        # a copy, as of the weights: a view into the file would change when the file is deleted or written again
         sae.threshold = tensors["threshold"].to(torch.float32, copy=True)
     return sae
 
@@ -105,9 +105,9 @@ def never_set(threshold: torch.Tensor, dead: float = math.inf) -> bool:
 
 
 def refuse_never_set(threshold: torch.Tensor, where: str) -> None:
-    """Raises UserError for a JumpReLU SAE of other making in which no threshold [n] was ever set.
+    """Raises UserError for another library's JumpReLU SAE in which no threshold [n] was ever set.
 
-    By its rule it would be a ReLU SAE, and that is what another library leaves when it saves too early.
+    By its rule it would be a ReLU SAE. Other libraries write such files when they save before thresholds are set.
     """
     if never_set(threshold):
         raise UserError(
@@ -158,7 +158,7 @@ def _config(cfg: Any, folder: Path) -> SAEConfig:
 
 @dataclass(frozen=True)
 class Notes:
-    """What `save` wrote into the metadata, apart from the rest of it. architecture: None in folders of other making."""
+    """The keys that `save` added to the metadata, and the rest. architecture: None in other libraries' folders."""
 
     architecture: str | None
     k: int
@@ -167,9 +167,12 @@ class Notes:
 
 
 def notes_of(metadata: dict, where: str) -> Notes:
-    """Takes apart the metadata of a cfg.json. Raises UserError where a note is not of its type."""
+    """Separates the keys that `save` added from the rest of a cfg.json's metadata.
+
+    Raises UserError for a key whose value has a wrong type.
+    """
     rest = dict(metadata)
-    # the version of the format is `save`'s to write
+    # `save` writes the version of the format again
     rest.pop("sae_lens_version", None)
     architecture, k, eps = rest.pop("trained_architecture", None), rest.pop("k", 1), rest.pop("undone_with_eps", False)
     if not _is_count(k):

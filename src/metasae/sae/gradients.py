@@ -1,5 +1,5 @@
-"""An SAE's losses and gradients in closed form, on kept entries only. `metasae.train.objective` is what they must
-equal.
+"""An SAE's losses and gradients in closed form, on kept entries only. `metasae.train.objective` is the specification
+that they equal.
 
 With G = dL/dxh [B, d] and the kept entries (row b, latent j, value z):
 
@@ -7,10 +7,10 @@ With G = dL/dxh [B, d] and the kept entries (row b, latent j, value z):
                                                  plus that of penalties on the activations
     dL/dW_dec_j  = sum_b z_bj G_b
     dL/dW_enc_j  = sum_b dL/dz_bj (x_b - b_dec)
-    dL/db_dec    = sum_b G_b - sum_j (sum_b dL/dz_bj) W_enc_j      it enters at the encoder and at the decoder
+    dL/db_dec    = sum_b G_b - sum_j (sum_b dL/dz_bj) W_enc_j      b_dec is in the encoder and in the decoder
 
-With nested prefixes (Matryoshka, `train.nest`) a latent takes part in every prefix that holds it, so its G is the sum
-over those, each times its weight.
+With nested prefixes (Matryoshka, `train.nest`) a latent is in several prefixes, so its G is the sum over these, each
+times its weight.
 """
 
 from collections.abc import Iterator
@@ -29,11 +29,11 @@ from metasae.sae.weights import Weights
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How products are made: which kernels, and the dtype of the dense matrix products (sums over kept entries stay in
-    fp32).
+    """How products are computed: by which kernels, and in which dtype the dense matrix products (sums over kept entries
+    are in fp32).
 
     spread: how rows and latents lie over processes. Where they are spread, `kernels` is an object with the functions of
-    a kernel module, of which the selections are made over all processes.
+    a kernel module whose selections run over all processes.
     """
 
     kernels: ModuleType
@@ -42,16 +42,16 @@ class Arithmetic:
 
     @property
     def fused(self) -> bool:
-        """Whether several parts of the step are made in one pass: kernels that have such passes, all rows and latents
-        here.
+        """Whether several parts of the step are computed in one pass: the kernels have such passes, and this process
+        has all rows and latents.
         """
         return self.spread is WHOLE and hasattr(self.kernels, "encode_select")
 
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """The AuxK term (arXiv 2406.04093). dead_N: bool [n]; detach False: the paper's code, where it also pulls on the
-    live reconstruction.
+    """The AuxK term (arXiv 2406.04093). dead_N: bool [n]. detach: no gradient through the residual; with False, as in
+    the paper's code, the term also has a gradient by the live latents.
     """
 
     dead_N: Tensor
@@ -64,8 +64,8 @@ class Auxiliary:
 class Prefixes:
     """Nested prefixes of the latents that each rebuild the input.
 
-    ends: as of `Architecture.ends`, the last being that of all latents. weights: of each one's mean squared error.
-    inner_bias: whether the inner ones' errors pull on b_dec where it is added to their reconstructions.
+    ends: as of `Architecture.ends`; the last is that of all latents. weights: of each prefix's mean squared error.
+    inner_bias: whether the errors of the inner prefixes have a gradient by the b_dec of the decoder.
     """
 
     ends: tuple[int, ...]
@@ -74,15 +74,16 @@ class Prefixes:
 
     @classmethod
     def even(cls, ends: tuple[int, ...]) -> "Prefixes":
-        """All with one weight, their sum being 1."""
+        """All prefixes with the same weight; the weights sum to 1."""
         return cls(ends, (1 / len(ends),) * len(ends))
 
 
 @dataclass(frozen=True)
 class Group:
-    """The kept entries of the latents start <= j < end, and where they are among all (None: they are all).
+    """The kept entries of the latents start <= j < end. places: their indices among all kept entries (None: they are
+    all).
 
-    Where the latents are spread, there may be none of a group's latents here.
+    Where the latents are spread, this process may have none of a group's latents.
     """
 
     start: int
@@ -97,10 +98,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One forward pass. xc: x - b_dec; residuals: x - xh for each nested prefix, the last one being the whole SAE's.
+    """One forward pass. xc: x - b_dec; residuals: x - xh for each nested prefix, the whole SAE's last.
 
-    pre: None where it never was as a whole. dots: <residual, w_j> [K] of each kept entry, where they came with the
-    residual.
+    pre: None where the kernels did not keep the whole matrix. dots: <residual, w_j> [K] of each kept entry, where the
+    kernels computed them together with the residual.
     """
 
     pre_BN: Tensor | None
@@ -140,8 +141,8 @@ def forward(
     prefixes: Prefixes | None = None,
     offset_N: Tensor | None = None,
 ) -> Reconstruction:
-    """Encode, select, decode. `cut` is the warm start of the selection and never changes its result. prefixes: None is
-    the architecture's.
+    """Encodes, selects and decodes x [B, d]. cut: the warm start of the selection, which does not change its result.
+    prefixes: None takes the architecture's. offset_N: what each latent's pre-activation is lowered by in the selection.
     """
     xc, b_enc = x_BD - weights.b_dec_D, weights.b_enc_N
     if offset_N is not None:
@@ -153,7 +154,7 @@ def forward(
         pre = how.kernels.encode(xc, weights.W_enc_ND, b_enc, how.dtype)
         kept, cut = architecture.select(pre, weights, k, cut, how.kernels)
     if offset_N is not None:
-        # chosen by how far they lie above their latents' own offsets; their values are their own
+        # entries are selected by pre - offset, and their values are pre
         pre, kept = None, kept.with_values(kept.values + offset_N[kept.latents.long()])
     prefixes = prefixes or Prefixes.even(architecture.ends(weights.W_dec_ND.shape[0]))
     groups = _groups(kept, prefixes.ends)
@@ -181,8 +182,9 @@ def sae_gradients(
     how: Arithmetic,
     dz_K: Tensor | None = None,
 ) -> Gradients:
-    """The losses of a forward pass and their gradients. `aux` None, or with no dead latent: no aux term. dz_K: dL/dz of
-    further losses on the kept entries, which goes through the encoder like that of the reconstruction.
+    """The losses of a forward pass and their gradients. aux: None, or without a dead latent, for no aux term. dz_K:
+    dL/dz of further losses on the kept entries; it is backpropagated through the encoder as that of the reconstruction
+    is.
     """
     prefixes, numel = passed.prefixes, how.spread.rows(passed.kept.n_rows) * passed.xc_BD.shape[1]
     weighted = list(zip(prefixes.weights, passed.residuals, strict=True))
@@ -197,7 +199,7 @@ def sae_gradients(
     for number in reversed(range(len(weighted) - 1)):
         G_groups[number] += G_groups[number + 1]
 
-    # the dots that came with the residual are of the residual alone
+    # the dots that the kernels computed are those of the residual, without the aux term's gradient
     as_they_came = passed.dots_K is not None and (extra is None or aux.detach)
     dz = passed.dots_K * (-2 / numel) if as_they_came else _entry_gradients(passed, weights, G_groups, how)
     if dz_K is not None:
@@ -229,7 +231,7 @@ def _groups(kept: Kept, ends: tuple[int, ...]) -> tuple[Group, ...]:
 
 
 def _with_latents(passed: Reconstruction, G_groups: list[Tensor]) -> Iterator[tuple[Group, Tensor]]:
-    """The groups with latents, each with its dL/dxh."""
+    """The groups that have latents on this process, each with its dL/dxh."""
     return ((group, G) for group, G in zip(passed.groups, G_groups, strict=True) if not group.empty)
 
 
@@ -247,7 +249,7 @@ def _entry_gradients(passed: Reconstruction, weights: Weights, G_groups: list[Te
 def _row_gradients(
     passed: Reconstruction, G_groups: list[Tensor], dpre_K: Tensor, how: Arithmetic
 ) -> tuple[Tensor, Tensor]:
-    """(dL/dW_dec, dL/dW_enc), both [n, d]; groups hold disjoint latents, so theirs are stacked."""
+    """(dL/dW_dec, dL/dW_enc), both [n, d]: those of the groups, whose latents are disjoint, stacked."""
     pieces = []
     for group, G in _with_latents(passed, G_groups):
         dpre = dpre_K if group.places is None else dpre_K[group.places]
@@ -259,7 +261,7 @@ def _auxiliary(passed: Reconstruction, weights: Weights, aux: Auxiliary, n_dead:
     """AuxK loss, dL/d(aux reconstruction) [B, d], the dead latents' (dL/dW_dec rows, dL/dW_enc rows, dL/dpre summed)
     and their indices.
 
-    Dense on the dead columns: with k near d / 2 a sparse product would move more bytes than the dense one.
+    The products are dense on the dead columns, as with k near d / 2 sparse products would move more bytes.
     """
     dead = aux.dead_N.nonzero().squeeze(1)
     if passed.pre_BN is None:
@@ -269,7 +271,7 @@ def _auxiliary(passed: Reconstruction, weights: Weights, aux: Auxiliary, n_dead:
         columns = how.kernels.take_columns(passed.pre_BN, dead)
     a = how.kernels.keep_rows(columns, min(aux.k, n_dead))
     W_dec = weights.W_dec_ND[dead].to(how.dtype)
-    # what the dead latents leave of the residual, with the other sign
+    # the residual after the dead latents' reconstruction, with the opposite sign
     ra = how.spread.over_latents((a @ W_dec).float()).sub_(passed.residuals[-1])
     loss = aux.coef * how.spread.row_mean(ra.square())
     G = ra * (2 * aux.coef / numel)

@@ -1,3 +1,3 @@
-"""The names of the files in an SAE's folder. Known without torch, which `folder.py` needs to read them."""
+"""The names of the files in an SAE's folder, in a module that imports no torch; `folder.py`, which reads them, does."""
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"

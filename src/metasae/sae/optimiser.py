@@ -1,4 +1,4 @@
-"""Adam on SAE weights whose decoder rows keep unit length."""
+"""Adam on SAE weights with decoder rows of unit length."""
 
 from collections.abc import Callable
 
@@ -14,11 +14,10 @@ def total_norm(gradients: Weights) -> Tensor:
 
 
 class UnitRowAdam:
-    """torch's fused Adam, with the decoder rows' radial gradient removed before the step and their length restored.
+    """torch's fused Adam; the decoder rows' radial gradient is removed before the step, and their length is set to 1.
 
-    `renormalise = "after"`: rows are exactly unit after every step. `"before"`: the order of the paper's code, which
-    renormalises before the step, so that rows drift by up to 7e-4 between steps. norm: what the gradients are clipped
-    by.
+    renormalise: "after": rows have unit length after every step. "before": as in the paper's code, before every step,
+    so that rows drift by up to 7e-4 between steps. clip: largest joint norm of the gradients; norm: computes that norm.
     """
 
     def __init__(
@@ -72,14 +71,14 @@ class UnitRowAdam:
 
 def _clip_(gradients: list[Tensor], norm: Tensor, limit: float) -> None:
     """Scales all gradients so that their joint norm is at most `limit`."""
-    # on a CPU the number is at hand, and a pass over all gradients is saved; elsewhere reading it would stall the
-    # device
+    # on a CPU the norm can be read at once, which saves a pass over all gradients; elsewhere reading it would wait for
+    # the device
     if norm.device.type != "cpu" or norm > limit:
         torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 def unit_rows_(W_ND: Tensor) -> None:
-    """Rows to unit length, in place. A row of zeros stays."""
+    """Divides each row by its length, in place. A row of zeros stays zero."""
     W_ND.div_(torch.linalg.vector_norm(W_ND, dim=1, keepdim=True).clamp_(min=1e-12))
 
 

@@ -29,10 +29,10 @@ class Codes:
 
 @dataclass
 class SAEConfig:
-    """What a weight file does not say. `metadata` is free provenance: recipe, seed, hook, model.
+    """What the weights do not contain. metadata: where the SAE comes from, in any keys: recipe, seed, hook, model.
 
-    normalize: "none"; "token" (see `token_normalise`); "token_eps", the same but undone by y * (std + eps) + mean.
-    rule: "threshold", a latent fires where pre > threshold; "topk", of those only the k largest of each token.
+    normalize: "none"; "token" (see `token_normalise`); "token_eps", which is undone by y * (std + eps) + mean instead.
+    rule: "threshold": a latent fires where pre > threshold; "topk": of these latents the k largest of each token fire.
     """
 
     d_in: int
@@ -48,9 +48,9 @@ class SAE(nn.Module):
     """z = relu(pre) * (pre > threshold),  pre = (norm(x) - b_dec) W_enc + b_enc;   x_hat = unnorm(z W_dec + b_dec).
 
     W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d], threshold [n] (None until calibrated). Rows of W_dec have unit
-    length where we trained them; those of other libraries are kept as they are. Rule "topk" keeps the k largest z of
-    each token, ties to the lower latent; it needs no calibration, its thresholds are 0. W_enc lies in memory as its
-    transpose, so that a latent's encoder column is contiguous like its decoder row.
+    length in SAEs that metasae trained; rows of other libraries' SAEs keep their lengths. Rule "topk" keeps the k
+    largest z of each token, ties to the lower latent. It needs no calibration, as its thresholds are 0. W_enc is stored
+    as its transpose, so that a latent's encoder column is contiguous, as its decoder row is.
     """
 
     def __init__(self, config: SAEConfig):
@@ -68,17 +68,17 @@ class SAE(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(n), requires_grad=False)
         self.W_dec = nn.Parameter(torch.zeros(n, d), requires_grad=False)
         self.b_dec = nn.Parameter(torch.zeros(d), requires_grad=False)
-        # a buffer, so that it moves with the weights; the weight file's writer adds it by itself
+        # a buffer moves between devices with the weights; not persistent, as `save` writes it separately
         self.threshold: Tensor | None
         self.register_buffer("threshold", torch.zeros(n) if config.rule == "topk" else None, persistent=False)
-        # [n], of an SAE fresh from training with a margin: how far each threshold is to lie above the common one.
-        # Calibration makes it a part of the thresholds
+        # [n], of an SAE that was trained with a margin and is not calibrated yet: how far each threshold is to lie
+        # above the common one. Calibration adds it to the thresholds
         self.offset: Tensor | None = None
 
     @classmethod
     def load(cls, folder) -> "SAE":
-        """Reads a folder with cfg.json and sae_weights.safetensors; see `metasae.sae.folder.load`. `metasae.load` reads
-        runs, arms and addresses too.
+        """Reads a folder with cfg.json and sae_weights.safetensors; see `metasae.sae.folder.load`. `metasae.load` also
+        reads runs, arms and addresses.
         """
         from metasae.sae.folder import load
 
@@ -106,8 +106,8 @@ class SAE(nn.Module):
         self.b_dec.zero_()
 
     def normalise(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x [..., d] in the model's units -> (x [..., d] as the weights see it, mean [..., 1], std [..., 1] to undo it
-        with).
+        """x [..., d] in the model's units -> (normalised x [..., d], mean [..., 1], std [..., 1]); the last two undo it
+        and are None without normalisation.
         """
         if self.config.normalize == "none":
             return x, None, None
@@ -123,17 +123,18 @@ class SAE(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """x [..., d] in the model's units -> activations [..., n] at the calibrated threshold, by the SAE's rule.
 
-        They are computed in the weights' dtype, and are all that `decode` needs, unless the SAE normalises each token
-        (`normalize` is not "none"): then `codes` gives them with the mean and std to undo that. Raises UserError for
-        another width and for a NaN or inf, ValueError when the SAE has no threshold yet.
+        The activations are in the weights' dtype. They are all that `decode` needs, unless the SAE normalises each
+        token (`normalize` is not "none"): then `codes` gives them with each token's mean and std. Raises UserError for
+        x of another width or with a NaN or inf, ValueError when the SAE has no threshold yet.
         """
         self._refuse_not_finite(x)
         return self.codes(x).acts
 
     def codes(self, x: Tensor) -> Codes:
-        """As `encode`, with the mean and std of each token where the SAE normalises them, so that `decode` can undo it.
+        """As `encode`, with the mean and std of each token where the SAE normalises tokens, so that `decode` can undo
+        it.
 
-        It does not look for NaN: a token that holds one has no activation above 0.
+        It does not check for NaN: a token with a NaN has no activation above 0.
         """
         if self.threshold is None:
             raise ValueError("this SAE has no threshold yet: calibrate it first (metasae.measures.firing.calibrate)")
@@ -168,17 +169,17 @@ class SAE(nn.Module):
         return self.decode(self.codes(x))
 
     def latents(self, text: str, model=None, **options):
-        """What fires at each token of a text: `metasae.latents(sae, text, ...)`, whose arguments it takes.
+        """The latents that fire at each token of a text: `metasae.latents(sae, text, ...)`, with the same arguments.
 
-        That function reads the text with the model that this SAE's notes name, so it lies in a room above this one, and
-        is reached by its public name.
+        That function runs the model that this SAE's metadata name. It lies in a room above this one, so it is called by
+        its public name.
         """
         return metasae.latents(self, text, model, **options)
 
     def __repr__(self) -> str:
         """One line: which SAE, its size, where it reads, k and threshold."""
         config, notes = self.config, self.config.metadata.get("metasae")
-        # files of other making may hold anything there
+        # in another library's file this key may have any value
         ours = isinstance(notes, dict) and {"arm", "seed"} <= notes.keys()
         which = f"{notes['arm']}-s{notes['seed']}: " if ours else ""
         size = f"{config.d_sae:,} latents of width {config.d_in:,}, {config.architecture}"
@@ -186,7 +187,7 @@ class SAE(nn.Module):
         return f"SAE({which}{', '.join(parts)})"
 
     def _place_in_words(self) -> list[str]:
-        """Hook point and model, as far as the notes name them."""
+        """Hook point and model, as far as the metadata name them."""
         notes = self.config.metadata
         if notes.get("dataset_path") == "planted":
             return ["of a planted world"]
@@ -202,7 +203,7 @@ class SAE(nn.Module):
         return f"threshold {least:.4g}" if least == most else f"thresholds {least:.4g} to {most:.4g}"
 
     def _refuse_not_finite(self, x: Tensor) -> None:
-        # a sum is finite only when every term is, or when it overflows, which the second look tells apart
+        # a sum that is not finite has a term that is not finite, or overflows; the terms themselves decide
         if not torch.isfinite(x.sum(dtype=torch.float32)):
             bad = torch.nonzero(~torch.isfinite(x))
             if len(bad):
@@ -210,11 +211,11 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def scaled(self, scale: float) -> "SAE":
-        """The same SAE for inputs that come unscaled: it was trained on scale * x. Decoder rows keep unit length.
+        """The same SAE for inputs x, after training on scale * x. Decoder rows keep unit length.
 
-        The decoder's 1/scale would break unit rows, so it goes to the activations: W_enc is unchanged,
-        biases and thresholds are divided by the scale, and activations come out in the model's units.
-        Raises ValueError for a scale that is not positive, and for any but 1 where each token is normalised anyway.
+        Dividing the decoder by the scale would change the length of its rows, so the activations are divided: W_enc is
+        unchanged, biases and thresholds are divided by the scale, and activations are in the model's units. Raises
+        ValueError for a scale that is not positive, and for a scale other than 1 where each token is normalised.
         """
         if not scale > 0:
             raise ValueError(f"a scale must be positive, not {scale}")
@@ -231,19 +232,19 @@ class SAE(nn.Module):
 
 def largest_of_rows(acts: Tensor, k: int) -> Tensor:
     """acts [..., n] >= 0 -> the k largest of each row, ties to the lower latent; zero elsewhere."""
-    # the fast twin reads the numbers' bits in numpy, which knows neither gradients nor other types
+    # the fast kernel reads the numbers' bits in numpy, so it takes no gradients and no other dtypes
     kernels = fast if acts.dtype in (torch.float32, torch.bfloat16) and not acts.requires_grad else reference
     return kernels.keep_rows(acts.reshape(-1, acts.shape[-1]), k).view(acts.shape)
 
 
 def token_normalise(x: Tensor, eps: float = TOKEN_EPS) -> tuple[Tensor, Tensor, Tensor]:
-    """(x - mean) / (std + eps) per row, std with n - 1. Undone by y * std + mean, without eps, as SAELens does. [...,
-    d].
+    """x [..., d] -> ((x - mean) / (std + eps) [..., d], mean [..., 1], std [..., 1]), std with d - 1. It is undone by
+    y * std + mean, without eps, as in SAELens.
     """
     mean = x.mean(dim=-1, keepdim=True)
     centred = x - mean
-    # Five times faster than Tensor.std along rows, and the same number. Centred once more, as std does: in a constant
-    # row what the first mean leaves of rounding would otherwise count as spread.
+    # Five times faster than Tensor.std along rows, and the same number. Rows are centred a second time, as in std:
+    # otherwise the rounding error of the first mean would count as spread in a constant row.
     spread = centred - centred.mean(dim=-1, keepdim=True)
     std = torch.linalg.vector_norm(spread, dim=-1, keepdim=True) / (x.shape[-1] - 1) ** 0.5
     return centred / (std + eps), mean, std

@@ -1,8 +1,7 @@
-"""How pre [B, n] lies over the processes of a job, as far as a step has to know.
+"""How pre [B, n] is spread over the processes of a job.
 
-With one process it is whole, and every sum over a part is the sum. `metasae.train.sharded` has the two other ways: each
-process holds some of the latents for all rows (the primary SAE), or some of the rows for all latents (a meta SAE on the
-primary's rows).
+One process has the whole matrix (`Whole`). `metasae.train.sharded` has the two other cases: each process holds some of
+the latents for all rows (the primary SAE), or some of the rows for all latents (a meta SAE on the primary's rows).
 """
 
 from torch import Tensor
@@ -11,10 +10,10 @@ from metasae.sae.weights import Weights
 
 
 class Whole:
-    """All rows and all latents are here."""
+    """This process has all rows and all latents."""
 
     def rows(self, here: int) -> int:
-        """How many rows there are in all, of which `here` are here."""
+        """The number of rows of all processes; `here`: of this one."""
         return here
 
     def row_mean(self, part_BD: Tensor) -> Tensor:
@@ -22,27 +21,27 @@ class Whole:
         return part_BD.mean()
 
     def latents(self, here: int) -> range:
-        """Which of all latents are here, given how many are."""
+        """Which of all latents this process has; `here`: how many they are."""
         return range(here)
 
     def n_latents(self, here: int) -> int:
-        """How many latents there are in all, of which `here` are here."""
+        """The number of latents of all processes; `here`: of this one."""
         return here
 
     def over_latents(self, part: Tensor) -> Tensor:
-        """The sum over all latents, given the sum over the latents here; `part` may be overwritten."""
+        """The sum over all latents, given the sum over this process's; `part` may be overwritten."""
         return part
 
     def all_latents(self, part: Tensor) -> Tensor:
-        """[r, ...] of the latents here, any number of rows -> those of all latents, in the order of latents."""
+        """[r, ...] of this process, any number of rows -> those of all processes, in the order of latents."""
         return part
 
     def over_rows(self, part: Tensor) -> Tensor:
-        """The sum over all rows, given the sum over the rows here; `part` may be overwritten."""
+        """The sum over all rows, given the sum over this process's; `part` may be overwritten."""
         return part
 
     def gradients(self, part: Weights) -> Weights:
-        """Gradients summed over all rows, given those of the rows here."""
+        """Gradients summed over all rows, given the sums over this process's rows."""
         return part
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 @dataclass
 class Weights:
-    """The trained tensors. W_enc is held as its transpose [n, d]: a latent is one contiguous row in both matrices.
+    """The trained tensors. W_enc is stored as its transpose [n, d], so that a latent is a contiguous row of both
+    matrices.
 
     log_threshold_N: only where the architecture learns its threshold.
     """
@@ -19,5 +20,5 @@ class Weights:
     log_threshold_N: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """name -> tensor, without the absent ones."""
+        """name -> tensor, of those that are not None."""
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}

@@ -142,6 +142,8 @@ def _values(recipe: Recipe) -> dict:
     values = recipe.model_dump(mode="json", include={*DATA, "sae", "meta", "train"})
     # further points that are harvested in the same pass change nothing here
     values["hook"].pop("also")
+    # a sweep refuses it (`plan.asked_plan`), and hashes of earlier sweeps have no such key
+    values["train"].pop("init")
     values["dtype"] = recipe.harvest.dtype
     if recipe.split_tokens["train"] < recipe.train.tokens:
         values["cached"] = recipe.split_tokens["train"]

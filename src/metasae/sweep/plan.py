@@ -139,6 +139,8 @@ def asked_plan(
         spikes = base.spikes.model_copy(update={"n": max(1, round(SPIKED_SHARE * base.sae.n))})
         base = base.model_copy(update={"spikes": spikes})
     objectives = tuple(objectives or default_objectives(base))
+    if base.train.init or any(axis.startswith("train.init=") for axis in grid):
+        raise UserError("a sweep cannot start from an existing SAE; leave train.init empty, or use `metasae run`")
     if sum(map(bool, (name, grid or search))) != 1:
         raise UserError("give one of --grid KEY=V,V, --named NAME and --search N (which may have --grid as its space)")
     if search is not None and search < 1:

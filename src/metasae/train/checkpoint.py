@@ -1,7 +1,8 @@
 """The whole state of a training run in one safetensors file, written whole or not at all.
 
-Weights, Adam's moments, firing counters, warm cuts, step counts and pending metrics. The stream's cursor is the count
-of primary steps, and no random number is drawn after initialisation, so this is all that a bit-for-bit resume needs.
+It holds weights, Adam's moments, firing counters, warm cuts, step counts and pending metrics. The position in the
+stream of batches is the number of primary steps, and random numbers depend on seed and step alone. So a training that
+is resumed from this file gives the same bits.
 """
 
 import json
@@ -12,11 +13,12 @@ from safetensors import SafetensorError, safe_open
 
 from metasae.errors import UserError
 from metasae.files import write_tensors
+from metasae.recipe.recipe import Recipe
 from metasae.train.learner import Learner
 from metasae.train.trainer import Done, Trainer
 
 FILE = "checkpoints/latest.safetensors"
-# They have a row per latent of the primary, as its weights have.
+# Prefix of the births' tensors, which have a row per latent of the primary.
 BIRTHS = "primary.births."
 
 
@@ -72,7 +74,7 @@ def header_of(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: 
             for name, learner in _learners(trainer).items()
         },
         "sigma": vars(trainer.sigma) if trainer.sigma else None,
-        "births": trainer.births and trainer.births.facts(),
+        "births": trainer.moves.facts(),
         "arm": trainer.arm,
         "seed": trainer.seed,
         "recipe": trainer.recipe.model_dump(mode="json"),
@@ -83,18 +85,19 @@ def header_of(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: 
 
 def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Every tensor of the state, by `primary.` or `meta.` and its name."""
-    births = trainer.births.tensors() if trainer.births else {}
     return {
         f"{name}.{key}": value for name, learner in _learners(trainer).items() for key, value in _state(learner).items()
-    } | {f"{BIRTHS}{key}": value for key, value in births.items()}
+    } | {f"{BIRTHS}{key}": value for key, value in trainer.moves.tensors().items()}
 
 
 def check(header: dict, trainer: Trainer, path: Path) -> None:
     """Raises UserError when the header is that of another recipe, arm or seed."""
     ours = json.loads(json.dumps(trainer.recipe.model_dump(mode="json")))
+    # a key that an earlier release did not have has its default
+    theirs = json.loads(json.dumps(Recipe.stored(header["recipe"]).model_dump(mode="json")))
     for table in ("sae", "meta", "train"):
-        if header["recipe"][table] != ours[table]:
-            changed = next(key for key in ours[table] if header["recipe"][table].get(key) != ours[table][key])
+        if theirs[table] != ours[table]:
+            changed = next(key for key in ours[table] if theirs[table][key] != ours[table][key])
             raise UserError(f"{path} was made with another {table}.{changed}; choose another --out or delete it")
     if (header["arm"], header["seed"]) != (trainer.arm, trainer.seed):
         raise UserError(f"{path} belongs to {header['arm']}-s{header['seed']}, not {trainer.arm}-s{trainer.seed}")
@@ -103,19 +106,20 @@ def check(header: dict, trainer: Trainer, path: Path) -> None:
 def restore(trainer: Trainer, header: dict, tensors: dict[str, torch.Tensor]) -> tuple[list[dict[str, float]], int]:
     """Puts a state into a fresh trainer; returns (pending metrics, length of metrics.jsonl)."""
     for name, learner in _learners(trainer).items():
-        prefix = f"{name}."
-        _restore(learner, {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)})
+        _restore(learner, _below(f"{name}.", tensors))
         numbers = header["numbers"][name]
         learner.cut, learner.probe_cut = numbers["cut"], numbers["probe_cut"]
         learner.architecture.load(numbers["architecture"], trainer.device)
     trainer.done = Done(**header["done"])
     if trainer.sigma:
         vars(trainer.sigma).update(header["sigma"])
-    if trainer.births:
-        for key, value in trainer.births.tensors().items():
-            value.copy_(tensors[f"{BIRTHS}{key}"])
-        vars(trainer.births).update(header["births"])
+    trainer.moves.load(_below(BIRTHS, tensors), header["births"])
     return header["pending"], header["metrics_bytes"]
+
+
+def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _learners(trainer: Trainer) -> dict[str, Learner]:

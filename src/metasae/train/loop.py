@@ -16,20 +16,20 @@ from metasae.progress.stop import StopRequest
 from metasae.train import checkpoint
 from metasae.train.trainer import Trainer
 
-# Primary steps whose numbers make one line of metrics.jsonl (their mean); reading a number waits for the device.
+# Primary steps per line of metrics.jsonl, which has the means over them. Reading a number waits for the device.
 LOG_EVERY = 10
 
 
 class Batches(Protocol):
-    """A source of activations with a cursor: what `metasae.data.cache.stream.Stream` is."""
+    """A source of activations with a position, as `metasae.data.cache.stream.Stream`."""
 
     def next(self) -> Tensor: ...
     def seek(self, position: int) -> None: ...
 
 
 class Checkpoints(Protocol):
-    """Saves and loads a trainer's whole state: the module `metasae.train.checkpoint`, or what spreads it over
-    processes.
+    """Saves and loads a trainer's whole state: the module `metasae.train.checkpoint`, or
+    `metasae.train.sharded.checkpoint` for several processes.
     """
 
     def save(self, trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, folder: Path) -> None: ...
@@ -46,12 +46,12 @@ def train(
     checkpoints: Checkpoints = checkpoint,
     until: int | None = None,
 ) -> bool:
-    """Trains to the end, from the checkpoint in `folder` where there is one. Writes metrics.jsonl and checkpoints
-    there, one at the end too.
+    """Trains to the end, from the checkpoint in `folder` if there is one. Writes metrics.jsonl and checkpoints to
+    `folder`, the last checkpoint at the end.
 
-    after_step: called after every step with 'primary' or 'meta'. until: stops, with all saved, where the next primary
-    step would be one more than these. Returns whether the end was reached. Raises Interrupted after saving when `stop`
-    was asked for; UserError when a loss is no longer finite.
+    after_step: called after every step with 'primary' or 'meta'. until: saves and stops after this many primary steps.
+    Returns whether the end of the training was reached. Raises Interrupted, after saving, when `stop` is asked for;
+    UserError when a loss is no longer finite.
     """
     log = MetricsLog(folder / "metrics.jsonl", trainer, checkpoints)
     resumed = checkpoints.load(trainer, folder)
@@ -83,7 +83,7 @@ def train(
             raise Interrupted(f"stopped at step {trainer.done.primary}; saved")
     log.finish()
     if unsaved:
-        # what is interrupted from here on trains no step again
+        # a run that is interrupted after this repeats no step
         log.save(folder)
     return True
 
@@ -91,8 +91,8 @@ def train(
 class MetricsLog:
     """Collects each step's numbers as tensors and writes their means, a line per LOG_EVERY primary steps.
 
-    `pending` holds the open window; with the length of the file it is all a resumed run needs to write the same bytes.
-    Of several processes all collect, and one writes.
+    `window` and `pending` hold the steps that have no line yet; with these and the length of the file, a resumed run
+    writes the same bytes. All processes collect the numbers, and the first one writes them.
     """
 
     def __init__(self, path: Path, trainer: Trainer, checkpoints: Checkpoints = checkpoint):
@@ -102,8 +102,8 @@ class MetricsLog:
         self.last: dict[str, float] = {}
 
     def resume(self, pending: list[dict[str, float]], n_bytes: int) -> None:
-        """Goes on after `n_bytes` of the file: what a killed run wrote beyond its checkpoint is cut off and written
-        again.
+        """Continues after `n_bytes` of the file. Lines that a killed run wrote after its checkpoint are cut off, and
+        the resumed run writes them again.
         """
         if self.trainer.leads:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,14 +114,14 @@ class MetricsLog:
                 )
             os.truncate(self.path, n_bytes)
         *window, late = pending or [{}]
-        # with those of the steps to come, which lie where the trainer works
+        # on the trainer's device, as the numbers of the next steps are
         self.window, self.pending = [self._as_tensors(numbers) for numbers in window], self._as_tensors(late)
 
     def _as_tensors(self, numbers: dict[str, float]) -> dict[str, Tensor]:
         return {key: torch.tensor(value, device=self.trainer.device) for key, value in numbers.items()}
 
     def primary(self, numbers: dict[str, Tensor], penalty: Tensor) -> None:
-        """The penalty is that of the window's last step: where lambda2 = 0 it is only worked out then."""
+        """The line has the penalty of its last step, as with lambda2 = 0 the penalty is computed on that step only."""
         self.window.append(numbers)
         if self.trainer.meta and not self.trainer.rules.after:
             self.pending["penalty"] = penalty
@@ -129,7 +129,7 @@ class MetricsLog:
             self._write()
 
     def meta(self, numbers: dict[str, Tensor]) -> None:
-        """The latest meta step's numbers go out with the next line."""
+        """The next line has the numbers of the latest meta step."""
         self.pending.update(numbers)
 
     def live(self) -> dict[str, float]:
@@ -144,7 +144,7 @@ class MetricsLog:
             self._write()
 
     def _write(self) -> None:
-        # a penalty that is worked out on every c-th step has numbers on those only
+        # a penalty that is computed on every c-th step has no number on the others
         keys = dict.fromkeys(key for numbers in self.window for key in numbers)
         means = {
             key: float(torch.stack([numbers[key] for numbers in self.window if key in numbers]).mean()) for key in keys

@@ -1,7 +1,7 @@
 """The paper's objective on one page (arXiv 2604.03436), in plain autograd.
 
-This is the specification. `metasae.sae.gradients` and the penalties compute the same losses and
-their gradients in closed form and are tested against this page; of it the hot path runs only `meta_input`.
+This page is the specification. `metasae.sae.gradients` and the penalties compute the same losses, and their gradients
+in closed form, and tests compare them with this page. Training itself runs only `meta_input` of it.
 
 Shapes: B tokens, D width d, N latents n. sg = stop-gradient (detach). Rows w_i of W_dec have unit length.
 
@@ -53,8 +53,8 @@ def reconstruction_loss(xh_BD: Tensor, x_BD: Tensor) -> Tensor:
 def auxiliary_loss(
     x_BD: Tensor, xh_BD: Tensor, a_BN: Tensor, W_dec_ND: Tensor, dead_N: Tensor, k_aux: int, coef: float, detach: bool
 ) -> Tensor:
-    """The dead latents' try at the residual: per token the top min(k_aux, |D|) of a[:, D]. `detach` False: the paper's
-    code.
+    """AuxK: the dead latents D rebuild the residual, with the top min(k_aux, |D|) of a[:, D] for each token. detach: no
+    gradient through the residual; the paper's code has False.
     """
     residual = x_BD - xh_BD
     if detach:

@@ -8,20 +8,19 @@ from torch import Tensor
 
 from metasae.device import work_on
 from metasae.recipe.recipe import Recipe
-from metasae.recipe.registry import ARMS, PENALTIES, named
+from metasae.recipe.registry import ARMS
 from metasae.sae.architectures.batchtopk import BatchTopK
-from metasae.sae.gradients import Arithmetic, Auxiliary, Prefixes, Reconstruction, forward, matmul_dtype, sae_gradients
+from metasae.sae.gradients import Arithmetic, Auxiliary, Reconstruction, forward, matmul_dtype, sae_gradients
 from metasae.sae.kernels import kernels
 from metasae.sae.optimiser import UnitRowAdam, learning_rate, total_norm
 from metasae.sae.sae import SAE, SAEConfig, token_normalise
 from metasae.sae.weights import Weights
 from metasae.train.learner import new_learner
-from metasae.train.moves import margin, nest
-from metasae.train.moves.births import Births
+from metasae.train.moves.atomic import moves_of
 from metasae.train.objective import Losses, meta_input
 from metasae.train.penalties.adaptive import AdaptiveSigma
 from metasae.train.penalties.decomposability import decomposability, full_gradient, probe
-from metasae.train.penalties.scene import Scene, charge
+from metasae.train.penalties.scene import Charges, Scene, charge_all
 
 
 @dataclass
@@ -32,25 +31,14 @@ class Done:
     meta: int = 0
 
 
-@dataclass(frozen=True)
-class Further:
-    """The further penalties of a step. values: by name; cost: their sum, each with its coefficient; rows_ND, entries_K:
-    the gradient by the decoder rows and by the kept entries (None where no penalty has one).
-    """
-
-    values: dict[str, Tensor]
-    cost: Tensor
-    rows_ND: Tensor
-    entries_K: Tensor | None
-
-
 class Trainer:
-    """Trains one arm with one seed. Same seed = same initial weights in every arm.
+    """Trains one arm with one seed. Arms of the same seed have the same initial weights.
 
-    b_dec_D: what b_dec starts from, in the units the SAE is trained in; its length is d.
+    b_dec_D: what b_dec starts from, in the units the SAE is trained in; its length is d. start: the weights of an
+    existing SAE that the primary starts from, with its own b_dec (`metasae.train.start`); None: a fresh one.
     solo: no penalty, no meta SAE. joint: all the recipe's penalties. control: joint with every coefficient 0.
     sequential: solo, then a meta SAE on its frozen decoder.
-    `metasae.train.sharded.trainer.ShardedTrainer` is the same over several processes: it overrides the members below.
+    `metasae.train.sharded.trainer.ShardedTrainer` does the same on several processes; it overrides the members below.
     """
 
     # the primary's latents that this process holds (None: all), and their share of all
@@ -59,7 +47,15 @@ class Trainer:
     # whether this process writes what there is to write
     leads = True
 
-    def __init__(self, recipe: Recipe, arm: str, seed: int, b_dec_D: Tensor, device: str = "cpu"):
+    def __init__(
+        self,
+        recipe: Recipe,
+        arm: str,
+        seed: int,
+        b_dec_D: Tensor,
+        device: str = "cpu",
+        start: Weights | None = None,
+    ):
         train = recipe.train
         self.recipe, self.arm, self.seed = recipe, arm, seed
         self.device = torch.device(device)
@@ -82,6 +78,7 @@ class Trainer:
             self.device,
             self.own,
             optimiser,
+            start,
         )
         self.rules = ARMS[arm]
         with_meta = recipe.has_meta(arm)
@@ -96,13 +93,13 @@ class Trainer:
         self.sigma = AdaptiveSigma(train.lambda2, train.sigma_sq) if train.adaptive_sigma else None
         self.done = Done()
         self.total_primary = -(-train.tokens // train.batch)
-        self.births = self._new_births()
+        self.moves = moves_of(recipe, arm, self.primary, self.total_primary, seed, self.how.spread)
         self._rows: tuple[int, Tensor] | None = None
         self.total_meta = (self.total_primary // train.n_primary_steps) * train.n_meta_steps if self.meta else 0
 
     def next_action(self) -> str | None:
-        """'primary', 'meta' or None at the end. A pure function of the step counts, so a resumed run takes the same
-        turns.
+        """'primary', 'meta', or None at the end. It depends on the step counts alone, so a resumed run takes the same
+        steps in the same order.
         """
         due = (
             self.done.primary if not self.rules.after else self.done.primary * (self.done.primary == self.total_primary)
@@ -113,7 +110,7 @@ class Trainer:
 
     @torch.no_grad()
     def primary_step(self, x_BD: Tensor, with_penalty: bool = True) -> tuple[Losses, dict[str, Tensor]]:
-        """One step on activations x [B, d]; see `primary_gradients` for what comes back."""
+        """One step on activations x [B, d]; returns the losses and numbers of `primary_gradients`."""
         train, learner = self.recipe.train, self.primary
         if not self.done.primary:
             learner.begin(self._inputs(x_BD), self.how)
@@ -123,27 +120,27 @@ class Trainer:
         if learner.architecture.follows:
             learner.architecture.steer(numbers["l0"], learner.weights)
         self.done.primary += 1
-        if self.births and self.births.ends_window(self.done.primary):
-            numbers["births"] = torch.tensor(float(self.births.make(self.done.primary)), device=self.device)
+        births = self.moves.move(self.done.primary)
+        if births is not None:
+            numbers["births"] = torch.tensor(float(births), device=self.device)
         return losses, numbers
 
     @torch.no_grad()
     def primary_gradients(self, x_BD: Tensor, with_penalty: bool = True) -> tuple[Losses, dict[str, Tensor], Weights]:
         """The losses on activations x [B, d] (fp32, globally scaled where the recipe says so) and their gradients.
 
-        Between them, further numbers as 0-dim tensors: fvu, l0, dead and each further penalty. Counts firings, changes
-        no weight. `with_penalty` False leaves the decomposability penalty's value out where it is not charged.
+        Returns (losses, numbers, gradients). Numbers are 0-dim tensors: fvu, l0, dead and each further penalty. The
+        call counts firings and changes no weight. with_penalty False: the decomposability penalty is not computed where
+        it has no weight.
         """
         train, learner = self.recipe.train, self.primary
         x = self._inputs(x_BD)
-        moves = self._nested(), self._offset()
-        passed = forward(x, learner.weights, learner.architecture, self._k_now(), learner.cut, self.how, *moves)
+        prefixes, offset = self.moves.prefixes(self.done.primary), self.moves.offset(self.done.primary, learner)
+        selection = learner.architecture, self._k_now(), learner.cut
+        passed = forward(x, learner.weights, *selection, self.how, prefixes, offset)
         learner.cut = passed.cut
-        if self.births and self.births.is_looking(self.done.primary):
-            self.births.look(passed, self.how.kernels)
         dead = learner.count(passed.kept, train.dead_after, self.how.spread)
-        if self.rules.atomic:
-            learner.sum_activations(passed.kept)
+        self.moves.look(self.done.primary, passed, self.how.kernels)
         charged = self.done.primary >= train.penalty_start * self.total_primary
         further = None
         if charged and self.penalties and self.done.primary % train.penalty_every == 0:
@@ -163,7 +160,7 @@ class Trainer:
 
     @torch.no_grad()
     def meta_step(self) -> Losses:
-        """One step of the meta SAE on all rows of the primary's decoder, as they are now."""
+        """One step of the meta SAE on all current rows of the primary's decoder."""
         train, learner, rows = self.recipe.train, self.meta, self._meta_rows()
         if not self.done.meta:
             learner.begin(rows, self.meta_how)
@@ -184,16 +181,16 @@ class Trainer:
         )
 
     def export(self, scale: float, metadata: dict) -> dict[str, SAE]:
-        """{'primary': SAE in the model's own units, 'meta': SAE over decoder rows}; thresholds only where the
+        """{'primary': SAE in the model's own units, 'meta': SAE over decoder rows}. They have thresholds only where the
         architecture learns them.
 
-        scale: what the inputs were multiplied by.
+        scale: the factor by which the inputs were multiplied in training.
         """
         sae, meta = self.recipe.sae, self.recipe.meta
         normalize = "token" if sae.normalize == "token" else "none"
         primary = self.primary.as_sae(SAEConfig(self.d, sae.n, sae.architecture, sae.k, normalize, dict(metadata)))
         out = {"primary": primary.scaled(scale)}
-        offset = self._offset()
+        offset = self.moves.offset(self.done.primary, self.primary)
         out["primary"].offset = None if offset is None else offset.cpu() / scale
         if self.meta:
             normalize = "token" if meta.input == "token" else "none"
@@ -207,7 +204,7 @@ class Trainer:
         return asked
 
     def _arithmetic(self, module: ModuleType, dtype: torch.dtype) -> tuple[Arithmetic, Arithmetic]:
-        """How the primary's products are passed, and a meta SAE's on the primary's rows."""
+        """Kernels, dtype and spread of the primary's step, and of the meta SAE's step on the primary's rows."""
         return Arithmetic(module, dtype), Arithmetic(module, dtype)
 
     def _norm(self, gradients: Weights) -> Tensor:
@@ -215,16 +212,16 @@ class Trainer:
         return total_norm(gradients)
 
     def _over_all(self, mean: Tensor) -> Tensor:
-        """The mean over all the primary's latents, given the mean over those here, 0-dim."""
+        """The mean over all latents of the primary, given the mean over those of this process, 0-dim."""
         return self.how.spread.over_latents(mean * self.own_share)
 
     def _inputs(self, x_BD: Tensor) -> Tensor:
-        """Activations as the primary takes them."""
+        """Activations [B, d] on the trainer's device, normalised per token where the recipe says so."""
         x = x_BD.to(self.device)
         return token_normalise(x)[0] if self.recipe.sae.normalize == "token" else x
 
     def _meta_rows(self) -> Tensor:
-        """The decoder rows as the meta SAE takes them; worked out once for the meta steps between two primary steps."""
+        """The decoder rows as the meta SAE reads them; computed once for the meta steps between two primary steps."""
         if self._rows is None or self._rows[0] != self.done.primary:
             self._rows = (self.done.primary, meta_input(self.primary.weights.W_dec_ND, self.recipe.meta.input)[0])
         return self._rows[1]
@@ -236,26 +233,6 @@ class Trainer:
             return sae.k
         left = max(0.0, 1 - self.done.primary / (sae.k_anneal * self.total_primary))
         return sae.k + round(left * (sae.k_start - sae.k))
-
-    def _offset(self) -> Tensor | None:
-        """What each latent's activation has to exceed beside what all have in common: [n]; None is nothing."""
-        if not self.rules.atomic:
-            return None
-        share = margin.share(self.recipe.train.margin, self.done.primary, self.total_primary)
-        return share * self.primary.mean_activation() if share else None
-
-    def _nested(self) -> Prefixes | None:
-        """The prefixes of `train.nest`, where it holds now."""
-        if not self.rules.atomic:
-            return None
-        here = len(self.primary.weights.W_dec_ND)
-        return nest.prefixes(self.recipe.train.nest, self.done.primary, self.total_primary, here, self.how.spread)
-
-    def _new_births(self) -> Births | None:
-        spec = self.recipe.train.births
-        if not (self.rules.atomic and spec.share):
-            return None
-        return Births(spec, self.primary, self.total_primary, self.seed, self.how.spread)
 
     def _aux(self, dead_N: Tensor) -> Auxiliary:
         train = self.recipe.train
@@ -270,15 +247,15 @@ class Trainer:
         }
 
     def _decomposability(self, into_ND: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(P, its cost) against the frozen meta SAE; adds the cost's gradient to `into_ND` when given.
+        """(P, its cost) for the frozen meta SAE; adds the cost's gradient to `into_ND` when given.
 
-        Nothing of the meta SAE changes but the warm start of its selection, which changes no result.
+        In the meta SAE only the warm start of the selection changes, which changes no result.
         """
         train, meta, W = self.recipe.train, self.meta, self.primary.weights.W_dec_ND
         mode = self.recipe.meta.input
         rate_N = self.primary.rate_N
         share = rate_N / self._over_all(rate_N.mean()).clamp(min=1e-12) if train.balanced else None
-        # sigma that follows the rows has to see them first, and a gradient through the meta SAE needs its parts
+        # the fused pass has no adaptive sigma, which needs e before the gradient, and no gradient through the meta SAE
         if (
             self.meta_how.fused
             and type(meta.architecture) is BatchTopK
@@ -294,7 +271,7 @@ class Trainer:
         view = probe(W, meta.weights, meta.architecture, meta.k, meta.probe_cut, mode, self.meta_how)
         meta.probe_cut = view.cut
         lambda2, sigma_sq = self.lambda2, train.sigma_sq
-        # only where it is charged: before that, rows are looked at for the log alone, which must decide nothing
+        # only where the penalty is charged: before that it is computed for the log, which must not change the training
         if self.sigma and lambda2 > 0 and into_ND is not None:
             lambda2, sigma_sq = self.sigma.update(self._over_all(view.e_N.mean())[None])
         value, factor_N = decomposability(view, sigma_sq, share)
@@ -306,8 +283,8 @@ class Trainer:
                 into_ND.addcmul_(view.difference_ND, factor_N[:, None], value=pull)
         return value, lambda2 * value
 
-    def _further_penalties(self, passed: Reconstruction) -> Further:
-        """Of this batch, each with its coefficient; the gradients `train.penalty_every`-fold."""
+    def _further_penalties(self, passed: Reconstruction) -> Charges:
+        """The further penalties of this batch; the gradients are multiplied by `train.penalty_every`."""
         scene = Scene(
             self.primary.weights.W_dec_ND,
             passed.kept,
@@ -317,17 +294,4 @@ class Trainer:
             self.how.spread,
             self.meta.weights.W_dec_ND if self.meta else None,
         )
-        values, rows_ND, entries_K = {}, None, None
-        for name, coef in self.penalties.items():
-            charged = charge(named(PENALTIES, name), scene)
-            values[name], fold = charged.value, coef * self.recipe.train.penalty_every
-            rows_ND = _added(rows_ND, charged.rows_ND, fold)
-            if charged.entries_K is not None:
-                entries_K = _added(entries_K, charged.entries_K, fold)
-        cost = sum(self.penalties[name] * value for name, value in values.items())
-        return Further(values, cost, rows_ND, entries_K)
-
-
-def _added(total: Tensor | None, part: Tensor, factor: float) -> Tensor:
-    """total + factor * part, in the memory of `total` where there is one."""
-    return part * factor if total is None else total.add_(part, alpha=factor)
+        return charge_all(self.penalties, scene, self.recipe.train.penalty_every)

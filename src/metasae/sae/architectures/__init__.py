@@ -1,5 +1,5 @@
-"""Architectures: which entries of pre [B, n] fire, and what sparsity costs. One file each; `metasae.recipe.registry`
-names them.
+"""Architectures: which entries of pre [B, n] fire, and the sparsity loss. Each has a file; `metasae.recipe.registry`
+has their names.
 """
 
 from metasae.recipe.registry import ARCHITECTURES, named

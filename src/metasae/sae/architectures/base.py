@@ -1,4 +1,4 @@
-"""What every architecture answers; the answers here are BatchTopK's, the simplest."""
+"""The methods of an architecture. The defaults are those of BatchTopK, the simplest."""
 
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,8 +16,8 @@ class Options:
     """Numbers an architecture may need. k: latents per token asked for.
 
     l1: weight of ReLU's sum of activations. l0_coef, bandwidth, threshold: JumpReLU's L0 term, its pseudo-derivative's
-    width and its first threshold. prefixes: Matryoshka's nested prefixes, as shares of n. l0: of ReLU and JumpReLU, "k"
-    where it is brought to k in training, "free" where the weights of their terms alone decide it.
+    width and its first threshold. prefixes: Matryoshka's nested prefixes, as shares of n. l0: for ReLU and JumpReLU,
+    "k" where training adjusts L0 to k, "free" where the weights of their loss terms alone decide it.
     """
 
     k: int
@@ -30,21 +30,20 @@ class Options:
 
 
 class Architecture:
-    """What training asks of an architecture. Subclasses override what differs from BatchTopK.
+    """What training calls of an architecture. Subclasses override what differs from BatchTopK.
 
-    spread: how the latents lie over processes (`metasae.sae.spread`). A sum over all latents is taken through it, which
-    is all that an architecture needs to do to be right on several ranks; the kernels' selections see to that
-    themselves.
+    spread: how the latents lie over processes (`metasae.sae.spread`). An architecture that sums over latents with
+    `spread.over_latents` is right on several ranks; the kernels' selections already run over all ranks.
     """
 
-    # whether the learned rule is the inference rule; if not, a threshold is calibrated after training
+    # whether inference uses the rule of training; if not, thresholds are calibrated after training
     own_threshold = False
-    # whether `select` keeps the k * B largest of the batch and needs nothing else of pre
+    # whether `select` keeps the k * B largest entries of the batch, and pre is not needed otherwise
     over_batch = False
-    # whether a meta SAE of this kind may be trained on rows that lie on several ranks: where its sparsity is the
+    # whether a meta SAE of this kind can be trained on rows that lie on several ranks: its sparsity must come from the
     # kernels' selection alone
     rows_over_ranks = False
-    # whether `begin` and `steer` bring L0 to k, and whether that takes an encoder bias
+    # whether `begin` and `steer` adjust L0 to k, and whether that needs an encoder bias
     follows = False
     needs_bias = False
 
@@ -52,32 +51,32 @@ class Architecture:
         self.options, self.spread = options, spread
 
     def threshold_init(self) -> float | None:
-        """Start of a learned threshold per latent, or None for architectures without."""
+        """Log of the first value of the learned thresholds; None for architectures without."""
         return None
 
     def begin(self, pre_BN: Tensor, weights: Weights) -> None:
-        """Sets the weights' start by the first batch, where the architecture `follows`. pre: before selection."""
+        """Sets biases or thresholds by the first batch, where the architecture `follows`. pre: before selection."""
 
     def steer(self, l0: Tensor, weights: Weights) -> None:
         """Called after every step where the architecture `follows`. l0: of its batch, over all latents, 0-dim."""
 
     def numbers(self) -> dict[str, float]:
-        """What training has set beside the weights, for a checkpoint."""
+        """The state beside the weights, for a checkpoint."""
         return {}
 
     def load(self, numbers: dict[str, float], device: torch.device) -> None:
-        """Puts back what `numbers` gave."""
+        """Restores the state that `numbers` returned."""
 
     def ends(self, n: int) -> tuple[int, ...]:
         """Ends of the nested prefixes of latents that each rebuild the input; (n,) for all but Matryoshka."""
         return (n,)
 
     def select(self, pre_BN: Tensor, weights: Weights, k: int, cut: float, kernels: ModuleType) -> tuple[Kept, float]:
-        """The entries that fire, and the warm cut for the next call. k: this step's latents per token."""
+        """The entries that fire, and the warm cut of the next call. k: latents per token in this step."""
         return Kept.where(pre_BN, self.fires(pre_BN, k)), cut
 
     def fires(self, pre_BN: Tensor, k: int) -> Tensor:
-        """Bool [B, n]: which entries of pre fire. All that an architecture without a faster `select` needs to say."""
+        """Bool [B, n]: which entries of pre fire. An architecture needs this method or a faster `select`."""
         raise NotImplementedError
 
     def sparsity(

@@ -1,21 +1,22 @@
 """JumpReLU (arXiv 2407.14435): z = pre * H(pre - theta), a learned threshold per latent, an L0 target.
 
-H has no gradient, so theta gets the paper's pseudo-derivatives, with a rectangle K of width eps around the threshold:
+H has no gradient by theta. The paper's pseudo-derivatives take a rectangle K of width eps around the threshold:
 
     dz/dtheta = -(theta / eps) K((pre - theta) / eps),      dH/dtheta = -(1 / eps) K((pre - theta) / eps)
     L0 term   = l0_coef * (L0 / k - 1)^2,                   L0 = mean over tokens of sum_j H(pre_j - theta_j)
 
-theta = exp(log_threshold) stays positive. Entries just below theta are carried with z = 0, as they move theta too.
+theta = exp(log_threshold) is positive. Entries just below theta are kept with z = 0, as they have a gradient by theta
+too.
 
-Adam moves a log-threshold by at most lr a step, whatever the term weighs, and that is too slow for L0 to come to k. So
-the level of all thresholds together is set apart from how they differ (with `l0 = "free"` it is not):
+Adam changes a log-threshold by at most lr a step, whatever the weight of the L0 term, and that is too slow for L0 to
+reach k. So the common level of all thresholds is adjusted separately from their differences (not with `l0 = "free"`):
 
-    level:  log_threshold begins where the first batch has L0 = k;   after a step all of it moves by .1 log(L0 / k)
+    level:  log_threshold starts where the first batch has L0 = k;   after a step .1 log(L0 / k) is added to all of it
     price:  P = -sum_j dL/dlog_threshold_j / sum_j dL0/dlog_threshold_j,     L the loss without the L0 term
     the gradient of the thresholds is that of L + P L0 + L0 term, P held fixed
 
-P is the multiplier of the constraint L0 = k: with it a move of all thresholds together changes nothing to first order,
-so gradients decide only between latents, and a firing is worth as much to one as to another.
+P is the multiplier of the constraint L0 = k. With it a common change of all thresholds leaves the sum unchanged to
+first order, so the gradients only distribute the firings among latents.
 """
 
 import math
@@ -26,7 +27,8 @@ from metasae.sae.architectures.base import Architecture
 from metasae.sae.architectures.follow import log_level, miss
 from metasae.sae.kernels.kept import Kept
 
-# Of a miss, a step. L0 falls two to three times as fast as the level rises, so a miss is gone in some five steps.
+# Share of the miss by which the level moves in a step. L0 falls two to three times as fast as the level rises, so a
+# miss is corrected in about five steps.
 _LEVEL_RATE = 0.1
 
 

@@ -10,8 +10,8 @@
         def inference_threshold(self, weights):
             return torch.full((len(weights.W_dec_ND),), self.options.threshold)
 
-The name then stands in the recipe, `sae.architecture = "fixed"`. The registry of names is this process's: another
-process reads such a run's folder, but cannot train by its recipe.
+A recipe can then name it, `sae.architecture = "fixed"`. The name is registered in this process alone: another process
+can read such a run's folder, but cannot train by its recipe.
 """
 
 from collections.abc import Callable

@@ -1,13 +1,13 @@
-"""ReLU with an L1 term: every positive entry fires and costs its size.
+"""ReLU with an L1 term: every positive entry fires.
 
 L1 = l1 * mean over tokens of sum_j z_j      (rows of W_dec are unit, so no norm stands beside z)
 
-No fixed l1 gives a wanted L0: the same weight comes to another L0 with every model, n, lr and number of steps. So the
-weight follows L0 to k (`follow.Price`), beginning at l1; with `l0 = "free"` it stays l1.
+The same l1 gives another L0 with every model, n, lr and number of steps. So the weight starts at l1 and is adjusted
+until L0 is k (`follow.Price`); with `l0 = "free"` it stays l1.
 
-Without an encoder bias half of all entries are positive at the start, and latents can only tilt against the mean input
-to fall silent; most then do at once, for good. An SAE that follows k therefore has a bias, which begins where the first
-batch has L0 = k.
+Without an encoder bias half of all entries are positive at the start. Latents can then become sparse only by turning
+against the mean input, and most become dead at once. So an SAE whose L0 is adjusted to k has an encoder bias, which
+starts where the first batch has L0 = k.
 """
 
 from metasae.sae.architectures.base import Architecture

@@ -1,7 +1,7 @@
 """Exact BatchTopK and the sparse products of a training step.
 
-`reference.py` is the specification, in plain dense torch; `fast.py` has the same functions with the same signatures,
-and so has `triton`, for CUDA devices, which is imported only when it is asked for.
+`reference.py` is the specification, in plain dense torch. `fast.py` has the same functions with the same signatures,
+and so has `triton`, for CUDA devices, which is imported only when it is used.
 """
 
 import importlib

@@ -1,8 +1,8 @@
 """The fast kernels: a warm cut before the exact selection, and products that touch only kept entries.
 
-On a CPU each is one pass of a well-kept torch kernel: embedding_bag sums weighted rows of a table in segments
-(decoding, and both weight gradients once the entries are sorted by latent), sampled_addmm takes only the wanted
-entries of a matrix product. Nothing of size [B, k, d] is ever built.
+On a CPU each product is one call of a fast torch kernel. embedding_bag sums weighted rows of a table in segments
+(decoding, and both weight gradients once the entries are sorted by latent); sampled_addmm computes only the kept
+entries of a matrix product. No tensor of size [B, k, d] is built.
 """
 
 import math
@@ -16,13 +16,13 @@ from torch.nn.functional import embedding_bag
 from metasae.sae.kernels import reference
 from metasae.sae.kernels.kept import Kept
 
-# torch says so whenever one is made; and a filter that is set only around each product is not safe in lanes
+# torch warns on every sparse tensor; setting the filter around each product would not be thread-safe
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 # The next cut relative to this batch's smallest kept value: low enough that the next batch rarely keeps fewer
 # above it, high enough that few entries above it are not kept.
 CUT_MARGIN = 0.95
-# Numbers of a matrix that numpy looks at in one go: few enough for a core's cache.
+# Numbers of a matrix that numpy processes at a time: they fit into a core's cache.
 _PART = 1 << 17
 
 
@@ -33,7 +33,7 @@ def encode(x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, dtype: torch.
 
 
 def select(pre_BN: Tensor, keep: int, cut: float = 0.0) -> tuple[Kept, float]:
-    """See reference.select. Only entries above the cut are looked at; with too few of them the cut is lowered."""
+    """See reference.select. Only entries above the cut are searched; if they are too few, the cut is lowered."""
     flat = pre_BN.view(-1)
     cut = cut if 0 < cut < math.inf else sampled_cut(flat, keep)
     choose = _choose_on_cpu if flat.device.type == "cpu" else _choose
@@ -53,14 +53,14 @@ def select_rows(pre_BN: Tensor, keep: int) -> Kept:
 
 
 def keep_rows(pre_BN: Tensor, keep: int) -> Tensor:
-    """See reference.keep_rows. On a CPU a partition of each row, which takes half the time of torch's topk."""
+    """See reference.keep_rows. On a CPU it partitions each row, in half the time of torch's topk."""
     B, n = pre_BN.shape
     if pre_BN.device.type != "cpu" or not 0 < keep < n or n > 1 << 16:
         return reference.keep_rows(pre_BN, keep)
     bits = _bits(pre_BN)
     out, step = np.empty_like(bits), max(1, _PART // n)
     for start in range(0, B, step):
-        # numbers at or below zero, whose bits are a negative integer or 0, all count as 0
+        # numbers at or below zero, whose bits are a negative integer or 0, become 0
         some = np.maximum(bits[start : start + step], 0)
         np.multiply(some, _largest_of_rows(some, keep), out=out[start : start + step])
     return torch.from_numpy(out).view(pre_BN.dtype)
@@ -72,7 +72,7 @@ def _largest_of_rows(bits: np.ndarray, keep: int) -> np.ndarray:
     """
     n = bits.shape[1]
     if bits.dtype == np.int16:
-        # numbers in bf16 are often equal: with their column beside them no two are
+        # bf16 numbers are often equal; with the column as further bits all keys differ
         keys = (bits.astype(np.int32) << 16) | np.arange(n - 1, -1, -1, dtype=np.int32)
         return keys >= np.partition(keys, n - keep, axis=1)[:, n - keep, None]
     limit = np.partition(bits, n - keep, axis=1)[:, n - keep, None]

@@ -1,4 +1,4 @@
-"""The plain kernels: dense, obvious, slow. They define what the fast ones must give.
+"""The plain kernels: dense and slow. They define the results of the fast ones.
 
 Shapes: B tokens (or decoder rows, for the meta SAE), D width d, N latents n, K kept entries.
 """
@@ -19,7 +19,7 @@ def select(pre_BN: Tensor, keep: int, cut: float = 0.0) -> tuple[Kept, float]:
     """BatchTopK: the `keep` largest positive entries of the whole batch (arXiv 2412.06410).
 
     Ties go to the lower flat index, so exactly `keep` are kept whenever that many are positive.
-    `cut` is a hint that the plain kernel does not need; the second result is the hint for the next call.
+    The plain kernel ignores `cut`, the hint of the last call; the second result is the hint for the next call.
     """
     flat = pre_BN.flatten()
     order = torch.sort(flat, descending=True, stable=True).indices[:keep]

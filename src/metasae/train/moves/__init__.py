@@ -1,1 +1,1 @@
-"""What acts on the dictionary beside the gradient of one loss: nesting on a schedule, and latents that are split."""
+"""What the arm `atomic` does beside the gradient step: a nesting and a margin on a schedule, and splits of latents."""

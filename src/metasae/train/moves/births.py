@@ -1,25 +1,26 @@
-"""Births: latents that mix two things are split, on evidence from the residual (`train.births`).
+"""Births: a latent whose residual takes two values is split in two (`train.births`).
 
 For every kept entry (token, latent i, value z), with r = x - xh and v_i a unit vector at a right angle to w_i:
 
-    p   = v_i . r                            where the token lies along v_i
+    p   = v_i . r                            the residual along v_i
     rho = p / z                              the same in units of the activation
     v_i <- unit(v_i + .1 unit(sum p y))      y = r - (w_i . r) w_i: v_i turns to where y varies most (Oja's rule)
 
 Over a window of steps: count, mean m, variance V, skew g and kurtosis q of rho, and E = sum of z^2 per token.
 
-    two_points_i = (g^2 + 1) / q        1 where rho takes two values, as two senses that exclude each other give
-    gain_i = E_i V_i                    error along v_i, which two latents in its place would not have
-    use_j  = E_j                        what latent j carries
+    two_points_i = (g^2 + 1) / q        1 where rho takes two values, as for two senses that exclude each other
+    gain_i = E_i V_i                    squared error along v_i per token, which two latents in its place would not have
+    use_j  = E_j                        squared activation of latent j per token
 
-Of the latents that pass `train.births.two_points` and `firings` those of largest gain take the places of the least
-useful ones, each only where gain_i > use_j. rho's two values are fitted by its moments,
+Of the latents that pass `train.births.two_points` and `firings`, those of largest gain are split. The second half of
+each takes the place of the least useful latent j that is left, if gain_i > use_j. Two values with the moments of rho
+are
 
     share+ = (1 - g / sqrt(4 + g^2)) / 2,    rho+- = m +- sqrt(V) sqrt(share-+ / share+-)
 
-and the two decoder rows become unit(w_i + rho+- v_i): one in i's place, one in j's (newborn.py has their encoder rows).
-The next window says what came of it: saved = gain_i before - gain of both after. Where less than LEAST_KEPT of what a
-time's births promised was saved, no more are made.
+The decoder rows of places i and j become unit(w_i + rho+- v_i); newborn.py has their encoder rows. A birth promises to
+save gain_i. After the next window, saved = promised - gain_i - gain_j. No more births are made once those of a window
+have saved less than the share LEAST_KEPT of what they promised.
 """
 
 from dataclasses import dataclass
@@ -34,16 +35,16 @@ from metasae.sae.spread import Whole
 from metasae.train.learner import Learner
 from metasae.train.moves.newborn import Twins, twins
 
-# How far an axis turns in a step.
+# Length of the vector that turns a unit axis v in a step.
 TURN = 0.1
-# Share of a time's promises that must come true for births to go on.
+# Share of the promised error that the births of a window must save for births to go on.
 LEAST_KEPT = 0.0
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a window says of every latent, float64 [n] each; see the equations above. two_points is 0 where nothing can
-    be said.
+    """The statistics of every latent over a window, float64 [n] each; see the equations above. two_points is 0 for a
+    latent with fewer than two firings, or whose rho does not vary.
     """
 
     count: np.ndarray
@@ -66,7 +67,7 @@ def evidence(moments_N6: np.ndarray, tokens: int) -> Evidence:
     variance = np.maximum(m2 - m1**2, 0)
     third = m3 - 3 * m1 * m2 + 2 * m1**3
     fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
-    # of numbers that are all but equal the differences above are rounding
+    # where rho hardly varies, the differences above are rounding errors
     spread = variance > 1e-9 * np.maximum(m2, 1e-30)
     safe = np.where(spread, variance, 1.0)
     skew = np.where(spread, third / safe**1.5, 0.0)
@@ -76,8 +77,8 @@ def evidence(moments_N6: np.ndarray, tokens: int) -> Evidence:
 
 
 def chosen(stats: Evidence, spec: Spec, most: int) -> list[tuple[int, int]]:
-    """(parent, child): the latents to split, of largest gain first, and whose places they take; ties to the lower
-    latent.
+    """(parent, child) of each birth, largest gain first: the latent to split, and the one whose place the second half
+    takes. Ties go to the lower latent. most: births at most.
     """
     upper = two_values(stats.mean, stats.variance, stats.skew)[0]
     may = (stats.two_points >= spec.two_points) & (stats.count * np.minimum(upper, 1 - upper) >= spec.firings)
@@ -100,9 +101,10 @@ def two_values(mean, variance, skew) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 class Births:
-    """An arm's births: what is gathered, when it is looked at, and what was made.
+    """An arm's births: the statistics, the steps at which they are used, and the records of all births.
 
     axes_ND: v. moments_N6: see `evidence`. records: every birth, a dictionary each, as births.json has them.
+    stopped_at: after which step no more are made, as those before had saved nothing; None while they go on.
     """
 
     def __init__(self, spec: Spec, learner: Learner, total: int, seed: int, spread: Whole):
@@ -114,12 +116,12 @@ class Births:
         self.axes_ND = self._drawn(0, self.n)[self.own.start : self.own.stop].to(W)
         self.moments_N6 = torch.zeros(len(W), 6, dtype=torch.float64, device=W.device)
         self.tokens = 0
-        self.stopped = False
+        self.stopped_at: int | None = None
         self.records: list[dict] = []
 
     def ends_window(self, done: int) -> bool:
-        """Whether `make` is due after so many primary steps: where births are made, and once more to follow the last
-        ones. There are none before a whole window lies behind the first rise of everything.
+        """Whether `make` is due after `done` primary steps: at every time of births, and once after the last one, to
+        see what its births saved. The first time is left out, as the dictionary still changes quickly before it.
         """
         if done % self.every or done < 2 * self.every:
             return False
@@ -131,19 +133,19 @@ class Births:
         return end - self.spec.window <= done and self.ends_window(end)
 
     def open_records(self) -> list[dict]:
-        """Births that no window has followed yet."""
+        """Births whose next window has not ended yet."""
         return [record for record in self.records if record["saved"] is None]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint has to keep, a row per latent."""
+        """The state for a checkpoint that has a row per latent."""
         return {"axes_ND": self.axes_ND, "moments_N6": self.moments_N6}
 
     def facts(self) -> dict:
-        """The rest of it, JSON-able."""
-        return {"tokens": self.tokens, "stopped": self.stopped, "records": self.records}
+        """The rest of the state, JSON-able."""
+        return {"tokens": self.tokens, "stopped_at": self.stopped_at, "records": self.records}
 
     def look(self, passed: Reconstruction, kernels) -> None:
-        """Takes in a step's residual."""
+        """Adds a step's firings and residual to the statistics, and turns the axes."""
         kept, r, W = passed.kept, passed.residuals[-1], self.learner.weights.W_dec_ND
         v = self.axes_ND
         v.addcmul_(W, torch.linalg.vecdot(v, W)[:, None], value=-1)
@@ -161,11 +163,11 @@ class Births:
         self.tokens += kept.n_rows
 
     def make(self, done: int) -> int:
-        """Ends a window: says what came of earlier births, makes new ones, and returns how many."""
+        """Ends a window: completes the records of earlier births, makes new ones, and returns how many."""
         stats = evidence(self.spread.all_latents(self.moments_N6).cpu().numpy(), self.tokens)
-        self._follow(stats)
+        self._follow(stats, done)
         pairs = []
-        if done <= self.last and not self.stopped:
+        if done <= self.last and self.stopped_at is None:
             pairs = chosen(stats, self.spec, round(self.spec.share * self.n))
         if pairs:
             self._write(pairs, stats, done)
@@ -173,7 +175,7 @@ class Births:
         self.tokens = 0
         return len(pairs)
 
-    def _follow(self, stats: Evidence) -> None:
+    def _follow(self, stats: Evidence, done: int) -> None:
         late = self.open_records()
         for record in late:
             i, j = record["parent"], record["child"]
@@ -181,14 +183,14 @@ class Births:
             record["use"] = [float(stats.use[i]), float(stats.use[j])]
             record["firings"] = [int(stats.count[i]), int(stats.count[j])]
         if late and sum(record["saved"] for record in late) < LEAST_KEPT * sum(r["promised"] for r in late):
-            self.stopped = True
+            self.stopped_at = done
 
     def _write(self, pairs: list[tuple[int, int]], stats: Evidence, done: int) -> None:
         fits = [two_values(stats.mean[i], stats.variance[i], stats.skew[i]) for i, _ in pairs]
         parents, children = (list(side) for side in zip(*pairs, strict=True))
         weights = self.learner.weights
         w, v, e = (self._rows(table, parents) for table in (weights.W_dec_ND, self.axes_ND, weights.W_enc_ND))
-        # the axis as it was used for rho: at a right angle to w
+        # orthogonal to w, as it was when rho was computed
         v = torch.nn.functional.normalize(v - torch.linalg.vecdot(v, w)[:, None] * w, dim=1)
         upper, lower = (torch.tensor([float(fit[side]) for fit in fits]).to(w) for side in (1, 2))
         pair: Twins = twins(w, v, e, upper, lower, self.spec.encoder)
@@ -215,14 +217,14 @@ class Births:
         self.learner.silent_N[here] = 0
 
     def _inherit(self, parents: list[int], children: list[int]) -> None:
-        """A child's numbers are its parent's."""
+        """A child takes over its parent's bias, threshold and firing rate."""
         weights = self.learner.weights
         for numbers in (weights.b_enc_N, weights.log_threshold_N, self.learner.rate_N):
             if numbers is not None:
                 self._write_rows(numbers, children, self._rows(numbers[:, None], parents)[:, 0])
 
     def _rows(self, table: Tensor, latents: list[int]) -> Tensor:
-        """Rows of any latents, wherever they lie: [M, ...]."""
+        """Rows of any latents, on whichever process they lie: [M, ...]."""
         out = torch.zeros(len(latents), table.shape[1], dtype=table.dtype, device=table.device)
         mine = [place for place, latent in enumerate(latents) if latent in self.own]
         out[mine] = table[[latents[place] - self.own.start for place in mine]]
@@ -236,6 +238,6 @@ class Births:
         return [latent - self.own.start for latent in latents if latent in self.own]
 
     def _drawn(self, step: int, rows: int) -> Tensor:
-        """Random rows that depend on seed and step alone."""
+        """Random rows [rows, d] that depend on seed and step alone."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         return torch.randn(rows, self.learner.weights.W_dec_ND.shape[1], generator=generator)

@@ -3,9 +3,9 @@
     m_i  = mean activation of latent i where it fires, over the last hundred steps or so
     keep the k*B largest of a_i - c(t) m_i over the batch; their values are a_i
 
-so a latent fires where it is sure by its own measure, and not wherever it lies above what all have in common. c goes
-from `start` to `end`, linearly between the shares `hold` and `gone` of all steps. After training the thresholds are
-theta_i = tau + end * m_i, with tau such that L0 is k: a plain JumpReLU SAE.
+A latent then fires where its pre-activation is large for this latent, and not wherever it lies above the threshold that
+all latents share. c goes from `start` to `end`, linearly between the shares `hold` and `gone` of all steps. After
+training the thresholds are theta_i = tau + end * m_i, with tau such that L0 is k. The result is a plain JumpReLU SAE.
 """
 
 from metasae.recipe.tables import Margin

@@ -3,10 +3,10 @@
     L2(t) = mean (x - xh)^2 + beta(t) sum_m mean (x - xh_m)^2
     xh_m  = sg(b_dec) + sum over latents j < end_m of z_j w_j
 
-beta is `weight` until the share `hold` of all steps, then falls linearly to 0 at the share `gone`. The selection is
-over all latents, once, so the inner terms only reach the first latents: these learn what is broad, as in a Matryoshka
-SAE (arXiv 2503.17547), and are not taken apart by narrower ones. Once the weight is 0 the step is that of the plain
-SAE.
+beta is `weight` until the share `hold` of all steps, then falls linearly to 0 at the share `gone`. The entries that
+fire are selected once, over all latents. The inner terms have a gradient by the first latents alone. These learn broad
+features, as in a Matryoshka SAE (arXiv 2503.17547), and narrower latents do not absorb them. Once beta is 0 the step is
+that of the plain SAE.
 """
 
 from metasae.recipe.tables import Nest
@@ -22,7 +22,7 @@ def weight(nest: Nest, step: int, total: int) -> float:
 
 
 def prefixes(nest: Nest, step: int, total: int, n_here: int, spread: Whole) -> Prefixes | None:
-    """What the step's error is taken over; None where the nesting has no weight."""
+    """The prefixes over which the step's error is summed; None where beta is 0."""
     beta = weight(nest, step, total)
     if not beta:
         return None

@@ -1,7 +1,8 @@
-"""The rows of two latents that take the place of one.
+"""The rows of the two latents that a birth puts in place of one.
 
-Decoder rows a = unit(w + rho+ v), b = unit(w + rho- v), with c = a . b. The parent's encoder row e is gamma w + u,
-gamma = e . w: u is the part that tells the latent from others. A newborn keeps both and turns away from its twin:
+Decoder rows a = unit(w + rho+ v), b = unit(w + rho- v), with c = a . b. The parent's encoder row is e = gamma w + u
+with gamma = e . w; u separates the latent from others whose directions are close. Each newborn keeps gamma and u, and
+its row loses most of the other newborn's direction:
 
     ridge dual   r_a = (a - c b) / (1 - c^2 + RIDGE) + s (a + b) / 2,    s such that r_a . a = 1
     encoder row  gamma r_a + u

@@ -1,4 +1,4 @@
-"""A value that holds and is then let go: the schedule of `train.nest` and `train.margin`."""
+"""The schedule of `train.nest` and `train.margin`: a value that is constant, then falls linearly."""
 
 from metasae.recipe.tables import LetGo
 

@@ -1,7 +1,7 @@
-"""sigma^2 that follows the rows: sigma^2 = running mean of e, with kappa = (lambda2 / sigma^2) exp(-e / sigma^2) held.
+"""An adaptive sigma^2: the running mean of e, at constant kappa = (lambda2 / sigma^2) exp(-e / sigma^2).
 
-The pull on a row is proportional to kappa, so holding it keeps the penalty's strength while sigma^2 stays where the
-gradient is largest, at sigma^2 = e. With sigma^2 = e the coefficient that holds kappa is lambda2 = kappa * e * exp(1).
+The gradient by a row is proportional to kappa, so a constant kappa keeps the penalty's strength, while sigma^2 stays at
+e, where the gradient is largest. With sigma^2 = e the coefficient for this kappa is lambda2 = kappa * e * exp(1).
 """
 
 import math
@@ -12,7 +12,7 @@ MEMORY = 0.99
 
 
 class AdaptiveSigma:
-    """mean_e: running mean of e, None before the first row is seen. All of its state is `mean_e` and `kappa`."""
+    """mean_e: running mean of e, None before the first update. The whole state is `mean_e` and `kappa`."""
 
     def __init__(self, lambda2: float, sigma_sq: float):
         self.lambda2, self.sigma_sq = lambda2, sigma_sq

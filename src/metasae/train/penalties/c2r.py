@@ -1,4 +1,4 @@
-"""C2R (arXiv 2606.30609): a row should be far from its nearest row, the more so the more the two latents fire.
+"""C2R (arXiv 2606.30609): a penalty on each row's cosine with its nearest row, weighted by how much both latents fire.
 
     P = (1/n) sum_i (a_i + a_j(i)) c_i^2,     c_i = max(0, cos_ij(i)),     a_i = ||f_i||
 
@@ -11,7 +11,7 @@ s_i = a_i + a_j(i),
     dP/da_i    = (1/n) (c_i^2 + sum over i' with j(i') = i of c_i'^2)
     dP/dz_bi   = dP/da_i  z_bi / a_i                (0 for a latent that does not fire)
 
-Over ranks: each has all rows, finds j(i) for its own i, and is told the others' c_i, j(i) and a_i.
+Over ranks: each rank has all rows, finds j(i) for its own i, and receives the c_i, j(i) and a_i of the others.
 """
 
 import torch

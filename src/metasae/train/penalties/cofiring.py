@@ -1,4 +1,4 @@
-"""Co-firing-weighted cosine: rows of latents that fire on the same tokens should be orthogonal.
+"""Co-firing-weighted cosine: a penalty on cosines between the rows of latents that fire on the same tokens.
 
     P = (1/(T L)) sum_{tokens t} sum_{i != j firing on t} (w_i . w_j)^2,      L = mean over tokens of pairs on
 
@@ -6,8 +6,8 @@ over the first T tokens of the batch. With C_ij the number of those tokens on wh
 
     dP/dw_i = (4/(T L)) sum_j C_ij (w_i . w_j) w_j.
 
-Only pairs that co-fire are touched: C is sparse, and the cosines are taken where it is not zero. Over ranks: each has
-the pairs of its own i with every j, so it sees all rows and all firings on those tokens; the two sums are added up.
+C is sparse, and cosines are computed only where it is not zero. Over ranks: each rank takes the pairs of its own i with
+every j, for which it has all rows and all firings on those tokens; the two sums are added over ranks.
 """
 
 import numpy as np

@@ -1,10 +1,10 @@
-"""The paper's penalty (arXiv 2604.03436): what the meta SAE rebuilds easily costs.
+"""The paper's penalty (arXiv 2604.03436): decoder rows that the meta SAE rebuilds well cost most.
 
     P = (1/n) sum_i s_i p_i,   p_i = exp(-e_i / sigma^2),   e_i = ||w_i - sg(wh_i)||^2,   s_i = 1
     dP/dw_i = -(2 / (n sigma^2)) s_i p_i (w_i - wh_i)
 
-Options: `balanced` weighs each row with its firing rate, s_i = f_i / mean f, since the reconstruction gradient scales
-with it too; `full` lets the gradient run through the meta SAE as well (no stop-gradient).
+Options: `balanced` weighs each row with its firing rate, s_i = f_i / mean f, as the gradient of the reconstruction
+scales with the rate too; `full` takes the gradient through the meta SAE as well (no stop-gradient).
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from metasae.train.objective import encode, meta_input
 
 @dataclass(frozen=True)
 class Probe:
-    """The frozen meta SAE as the penalty sees it. e_N: squared distances; difference_ND: w - wh; cut: the next call's
-    warm start.
+    """The frozen meta SAE's reconstruction of the rows. e_N: squared distances; difference_ND: w - wh; kept: the meta
+    SAE's entries that fire; cut: warm start of the next selection.
     """
 
     e_N: Tensor
@@ -34,7 +34,7 @@ class Probe:
 def probe(
     W_dec_ND: Tensor, meta: Weights, architecture: Architecture, k: int, cut: float, mode: str, how: Arithmetic
 ) -> Probe:
-    """Runs the meta SAE on the rows, in the rows' own space. Changes nothing in it."""
+    """Runs the meta SAE on the rows; distances are in the rows' own space. The meta SAE does not change."""
     rows, _, std = meta_input(W_dec_ND, mode)
     passed = forward(rows, meta, architecture, k, cut, how)
     difference = passed.residuals[-1]
@@ -55,8 +55,8 @@ def decomposability(view: Probe, sigma_sq: float, share_N: Tensor | None = None)
 def full_gradient(
     W_dec_ND: Tensor, meta: Weights, view: Probe, mode: str, sigma_sq: float, share_N: Tensor | None = None
 ) -> Tensor:
-    """dP/dW_dec [n, d] without the stop-gradient: also through the meta SAE's encoder, its selection held fixed. By
-    autograd.
+    """dP/dW_dec [n, d] without the stop-gradient, by autograd: also through the meta SAE's encoder, with its selection
+    fixed.
     """
     on = view.kept.with_values((view.kept.values > 0).float()).dense()
     with torch.enable_grad():

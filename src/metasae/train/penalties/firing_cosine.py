@@ -1,4 +1,4 @@
-"""Firing-weighted cosine: rows of latents that fire often should be orthogonal.
+"""Firing-weighted cosine: a penalty on cosines between rows, weighted by how often both latents fire.
 
     P = sum_{i != j} f_i f_j (w_i . w_j)^2 / (sum_i f_i)^2,      f: running firing rates
 
@@ -6,10 +6,10 @@ With M = sum_i f_i w_i w_i^T [d, d] the double sum is ||M||_F^2 - sum_i f_i^2 ||
 
     dP/dw_i = 4 f_i (M w_i - f_i ||w_i||^2 w_i) / (sum f)^2
 
-This is our own mean over all pairs. The published C2R (arXiv 2606.30609), which looks at nearest rows alone and is some
-hundred times stronger, is `c2r`. Until 0.1.0 this penalty had that name.
+This mean over all pairs is metasae's own. The published C2R (arXiv 2606.30609) takes the nearest rows alone, is some
+hundred times stronger, and is named `c2r` here. Until 0.1.0 this penalty had that name.
 
-Over ranks: M and the two sums are added up; the rest needs a rank's own rows only.
+Over ranks: M and the two sums are added over ranks; the rest needs a rank's own rows only.
 """
 
 import torch

@@ -1,11 +1,11 @@
-"""The nearest row of every row, a tile of cosines at a time; what OrtSAE and C2R have in common."""
+"""The nearest row of every row, which OrtSAE and C2R need, computed a tile of cosines at a time."""
 
 import torch
 from torch import Tensor
 
 from metasae.train.penalties.scene import Scene
 
-# Cosines that are worked out in one go: 16 MB.
+# Cosines of a tile: 16 MB.
 TILE = 1 << 22
 
 
@@ -19,7 +19,7 @@ def nearest_rows(scene: Scene, groups: tuple[Tensor, ...] | None = None) -> tupl
     rows_ND, own = scene.rows_ND, scene.own
     cosine_and_nearest = torch.empty(len(own), 2, dtype=torch.float64, device=rows_ND.device)
     for group in groups or (torch.arange(len(rows_ND), device=rows_ND.device),):
-        # all of them in their order need no copy
+        # one group of all latents in their order needs no copy
         rows = rows_ND if groups is None else rows_ND[group]
         for here in among(group, own).nonzero().squeeze(1).split(max(1, TILE // len(group))):
             cosines = (rows if len(here) == len(rows) else rows[here]) @ rows.t()
@@ -28,7 +28,7 @@ def nearest_rows(scene: Scene, groups: tuple[Tensor, ...] | None = None) -> tupl
             cosine_and_nearest[group[here] - own.start] = torch.stack(
                 [c.clamp_(min=0).double(), group[nearest].double()], dim=1
             )
-    # both in one message: in float64 either is exact
+    # both in one message: float64 holds the cosine (fp32) and the index exactly
     c_N, nearest_N = scene.all_latents(cosine_and_nearest).unbind(1)
     return c_N.float(), nearest_N.long()
 

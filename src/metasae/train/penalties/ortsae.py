@@ -1,16 +1,16 @@
-"""OrtSAE (arXiv 2509.22033): rows should be far from their nearest row.
+"""OrtSAE (arXiv 2509.22033): a penalty on each row's cosine with its nearest row.
 
     P = (1/n) sum_i max over j != i in i's chunk of max(0, w_i . w_j)^2
 
-Rows are dealt into random chunks, anew each time, so the cost is n * chunk instead of n^2. Rows have unit length, so
-the product is the cosine. With j(i) the nearest row and c_i the cosine, row i and row j(i) each receive
+The rows are split into new random chunks on every call, so the cost is n * chunk instead of n^2. Rows have unit length,
+so the product is the cosine. With j(i) the nearest row and c_i the cosine, the gradients by row i and row j(i) are
 
     dP/dw_i += (2/n) c_i w_j(i),      dP/dw_j(i) += (2/n) c_i w_i.
 
-Only positive cosines count: a row opposite to another shares no meaning that would fire with it.
+Only positive cosines count, as two latents with opposite rows do not fire for the same thing.
 
-Over ranks: each has all rows, finds j(i) for its own i, and is told the others' c_i and j(i), of which those that name
-an own row pull on it.
+Over ranks: each rank has all rows, finds j(i) for its own i, and receives the c_i and j(i) of the others, as a j(i) may
+be one of its own rows.
 """
 
 import torch

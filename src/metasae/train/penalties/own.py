@@ -4,11 +4,12 @@
     def centred(w_dec):
         return w_dec.mean(0).square().sum()
 
-The name then stands in the recipe, `train.penalties = {centred = 0.1}`, and `joint` is charged coefficient x value, as
-with every penalty. The gradient is autograd's. A function that returns (value, gradient [n, d]) is charged with its own
-gradient, which its first call holds against autograd's.
+A recipe can then name it, `train.penalties = {centred = 0.1}`, and the loss of `joint` gets coefficient x value, as
+with every penalty. The gradient is autograd's. If the function returns (value, gradient [n, d]), that gradient is used;
+the first call compares it with autograd's.
 
-The registry of names is this process's: another process reads such a run's folder, but cannot train by its recipe.
+The name is registered in this process alone: another process can read such a run's folder, but cannot train by its
+recipe.
 """
 
 import inspect
@@ -21,14 +22,14 @@ from metasae.errors import UserError, nearest
 from metasae.recipe.registry import PENALTIES
 from metasae.train.penalties.scene import Charge, Scene
 
-# What a function may ask for by the name of its argument.
+# What a function gets for an argument of this name.
 ASKED: dict[str, Callable[[Scene], object]] = {
     "w_meta": lambda scene: scene.W_meta_MD,
     "rates": lambda scene: scene.rate_N,
     "step": lambda scene: scene.step,
     "seed": lambda scene: scene.seed,
 }
-# How far a given gradient may be from autograd's, as a share of the largest entry.
+# How far a gradient that a function returns may be from autograd's, as a share of the largest entry.
 CLOSE = 1e-3
 
 
@@ -114,7 +115,7 @@ class OwnPenalty:
         return Charge(value.float(), gradient.float())
 
     def _refuse_another(self, given: Tensor, followed: Tensor) -> None:
-        """Holds the function's own gradient against autograd's, once."""
+        """Raises UserError where the function's own gradient is not autograd's."""
         if given.shape != followed.shape:
             return
         most = float((given - followed).abs().max())

@@ -1,12 +1,12 @@
-"""A checkpoint that every rank writes its part of, and that any number of ranks goes on from.
+"""A checkpoint of which every rank writes its part; any number of ranks can resume from it.
 
 The files are safetensors, one per rank, and state.json, no pickles:
 
     checkpoints/sharded-000000500-000000250/rank-*.safetensors, state.json     after 500 primary and 250 meta steps
 
-A rank's file holds its own latents' part of what has a row or a number per latent of the primary, and the whole of all
-else. A folder is written under another name and renamed when all of it is there; then older ones are deleted. With one
-rank the ordinary single file is written, and either kind is read by any number of ranks.
+A rank's file holds its own latents' part of every tensor that has a row or a number per latent of the primary, and all
+other tensors whole. The folder is written under another name and renamed when it is complete; then older ones are
+deleted. One rank writes the ordinary single file. Any number of ranks reads either kind.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def save(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, 
 
 
 def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] | None:
-    """See `metasae.train.checkpoint.load`. Called by all ranks, however many wrote what is read."""
+    """See `metasae.train.checkpoint.load`. Called by all ranks; another number of ranks may have written the files."""
     ranks = getattr(trainer, "ranks", ALONE)
     # the first rank decides, so that all read the same
     place = ranks.from_first(_latest(folder) if ranks.first else None)
@@ -77,7 +77,7 @@ def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] |
 
 
 def steps(folder: Path) -> int:
-    """See `metasae.train.checkpoint.steps`; of a checkpoint by any number of ranks."""
+    """See `metasae.train.checkpoint.steps`; the checkpoint may be of any number of ranks."""
     place = _latest(folder)
     if place is None or not place.is_dir():
         return checkpoint.steps(folder)
@@ -85,14 +85,14 @@ def steps(folder: Path) -> int:
 
 
 def _latest(folder: Path) -> Path | None:
-    """The folder that goes furthest, or the single file."""
+    """The folder with the most steps, or else the single file; None without a checkpoint."""
     whole = sorted(path.parent for path in (folder / "checkpoints").glob(f"sharded-*/{STATE}"))
     file = folder / checkpoint.FILE
     return whole[-1] if whole else file if file.exists() else None
 
 
 def _clear(folder: Path, keep: Path) -> None:
-    """Deletes what an earlier save left, of either kind."""
+    """Deletes earlier checkpoints of either kind."""
     for path in (folder / "checkpoints").glob("*sharded-*"):
         if path != keep:
             shutil.rmtree(path, ignore_errors=True)

@@ -1,17 +1,17 @@
-"""The step of an SAE spread over ranks: what is summed, and what is chosen over all of them.
+"""The step of an SAE whose latents or rows are spread over ranks: which sums and selections run over all ranks.
 
 A rank with some of the latents (the primary SAE) has whole rows of x and its own columns of pre [B, n]:
 
     xh   = b_dec + sum over ranks of z_r W_dec_r            one all-reduce of B d numbers for each nested prefix;
                                                             then every rank has the residual
-    dW_r = gradients of its own latents                     need the residual only
+    dW_r = gradients by its own latents                     these need the residual only
     db   = sum_b G_b - sum over ranks of dpre_r W_enc_r     d numbers
 
 A rank with some of the rows (a meta SAE on the decoder rows that the rank holds) has all m latents for them:
 
     gradients = sum over ranks                              one all-reduce of all of them, 2 m d numbers
 
-In both, the entries that fire are the same as with one process: the largest of all ranks' entries, ties to the lower
+In both, the entries that fire are the same as on one process: the largest of all ranks' entries, ties to the lower
 index.
 """
 
@@ -42,7 +42,7 @@ class LatentsSpread(Whole):
     def over_latents(self, part: Tensor) -> Tensor:
         if part.dim() == 2:
             return self.ranks.sum_(part.contiguous())
-        # a few numbers: in float64 the order of the ranks does not show
+        # a few numbers: summed in float64, so that the order of the ranks does not change the result
         return self.ranks.sum_(part.double().contiguous()).to(part.dtype)
 
     def all_latents(self, part: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class RowsSpread(Whole):
 
 
 class _Kernels:
-    """A kernel module whose selections are made over all ranks; the rest is the module's.
+    """A kernel module whose selections run over all ranks; its other functions are the module's own.
 
     total: latents, or rows, of all ranks.
     """
@@ -103,7 +103,7 @@ class LatentKernels(_Kernels):
     def keep_rows(self, pre_BN: Tensor, keep: int) -> Tensor:
         """The `keep` largest positive entries of each row over all ranks, ties to the lower latent; zero elsewhere.
 
-        Each rank names its own largest; all see everybody's, in the order of ranks, which is that of latents.
+        Each rank sends its own largest entries to all ranks. The order of ranks is that of latents.
         """
         B, n = pre_BN.shape
         widths = [int(width) for width in self.ranks.numbers(n)]

@@ -1,13 +1,13 @@
-"""BatchTopK over ranks: the k*B largest entries of a matrix of which each rank holds a part, exactly.
+"""Exact BatchTopK over ranks: the k*B largest entries of a matrix of which each rank holds a part.
 
-Positive numbers are ordered like their bits read as integers, so a threshold is found digit by digit: the ranks add up
-a histogram of their entries' bits, all see in which bin the wanted one lies, and look again at that bin alone, until a
-bin holds one number. From the last batch's threshold two histograms of 4096 bins settle an fp32 number, one a bf16
-number.
+Positive floats have the same order as their bits read as integers, so the threshold is found digit by digit. The ranks
+add up a histogram of their entries' bits, take the bin in which the threshold lies, and repeat this within the bin
+until it holds one number. Starting from the last batch's threshold, an fp32 number takes two histograms of 4096 bins,
+and a bf16 number one.
 
-Ties go to the lower (row, latent), as with one process. Only where more entries equal the threshold than are wanted do
-the ranks tell each other how many they have, row by row where each holds some of the latents, in all where each holds
-some of the rows.
+Ties go to the lower (row, latent), as on one process. Where more entries equal the threshold than are wanted, the ranks
+exchange how many each has: for every row where each rank holds some of the latents, in total where each holds some of
+the rows.
 """
 
 import math
@@ -21,7 +21,7 @@ from metasae.sae.kernels.kept import Kept
 
 BINS = 1 << 12
 _DIGIT = 12
-# Below this a cut is not lowered further but given up.
+# A cut below this is set to 0 rather than lowered further.
 _LEAST_CUT = 1e-6
 
 
@@ -33,7 +33,7 @@ def select(pre_BN: Tensor, keep: int, cut: float, ranks: Ranks, total: int, rows
     """
     flat = pre_BN.reshape(-1)
     if not 0 < cut < math.inf:
-        # the share that a rank would have of evenly spread entries; a hint, so it need not be right
+        # the number of a rank's entries if they were spread evenly; it is a hint and need not be right
         here = max(1, min(flat.numel(), round(keep / ranks.size)))
         cut = min(ranks.numbers(fast.sampled_cut(flat, here) if flat.numel() else 0.0))
     count_type = torch.int32 if total < 2**31 else torch.int64
@@ -76,7 +76,7 @@ def global_threshold(
         shift = 4 if dtype == torch.bfloat16 else 20
     above, n_bins = 0, BINS
     while True:
-        # one bin more for all that lies beyond the last
+        # one further bin holds all that lies beyond the last
         bins = torch.bitwise_right_shift(keys - low, shift).clamp_(max=n_bins)
         counts = ranks.sum_(torch.bincount(bins, minlength=n_bins + 1).to(count_type))
         # at_least[j]: entries in bin j or beyond

@@ -2,8 +2,8 @@
 
 A rank holds the encoder columns, decoder rows, Adam's moments, thresholds and counters of its own latents. b_dec and
 the meta SAE are the same on every rank. The latents of the primary are the rows of the meta SAE's batch, so a rank
-takes the meta step on the rows it holds, and the penalty needs no row of another. Every number that is reported is that
-of the whole SAE.
+takes the meta step on the rows that it holds, and the paper's penalty needs no row of another rank. Every reported
+number is that of the whole SAE.
 """
 
 from dataclasses import replace
@@ -28,14 +28,23 @@ REPLICATED = ("b_dec_D",)
 
 
 class ShardedTrainer(Trainer):
-    """`Trainer` on one of several ranks. Raises UserError for what is not supported on several."""
+    """`Trainer` on one of several ranks. Raises UserError for a meta SAE that several ranks cannot share."""
 
-    def __init__(self, recipe: Recipe, arm: str, seed: int, b_dec_D: Tensor, device: str, ranks: Ranks):
+    def __init__(
+        self,
+        recipe: Recipe,
+        arm: str,
+        seed: int,
+        b_dec_D: Tensor,
+        device: str,
+        ranks: Ranks,
+        start: Weights | None = None,
+    ):
         self.ranks = ranks
         self.spans = spans_of(recipe.sae.n, ranks)
         self.own = own_latents(recipe.sae.n, ranks.size, ranks.rank)
         self.own_share, self.leads = len(self.own) / recipe.sae.n, ranks.first
-        super().__init__(recipe, arm, seed, b_dec_D, ranks.device(device))
+        super().__init__(recipe, arm, seed, b_dec_D, ranks.device(device), start)
         ranks.same(str(self.how.dtype).removeprefix("torch."), "what they multiply in", "set train.dtype in the recipe")
         self.primary.architecture.spread = self.how.spread
         if self.meta:
@@ -45,7 +54,7 @@ class ShardedTrainer(Trainer):
         return self.ranks.any(asked)
 
     def export(self, scale: float, metadata: dict) -> dict[str, SAE]:
-        """As `Trainer.export`, on the first rank; nothing on the others, which send it their latents."""
+        """As `Trainer.export` on the first rank, to which the others send their latents; {} on the others."""
         spread = self.primary
         weights = gathered(spread, self.spans, self.ranks)
         running = {
@@ -87,8 +96,10 @@ def gathered(learner: Learner, spans: list[range], ranks: Ranks) -> Weights | No
     return Weights(**whole) if ranks.first else None
 
 
-def trainer_of(recipe: Recipe, arm: str, seed: int, b_dec_D: Tensor, device: str, ranks: Ranks) -> Trainer:
-    """The trainer of an arm on these ranks; with one rank the ordinary one."""
+def trainer_of(
+    recipe: Recipe, arm: str, seed: int, b_dec_D: Tensor, device: str, ranks: Ranks, start: Weights | None = None
+) -> Trainer:
+    """The trainer of an arm on these ranks; with one rank the ordinary one. Arguments as of `Trainer`."""
     if ranks.size == 1:
-        return Trainer(recipe, arm, seed, b_dec_D, device)
-    return ShardedTrainer(recipe, arm, seed, b_dec_D, device, ranks)
+        return Trainer(recipe, arm, seed, b_dec_D, device, start)
+    return ShardedTrainer(recipe, arm, seed, b_dec_D, device, ranks, start)

@@ -2,7 +2,7 @@
 beside them.
 
 Sums are in fp32 whatever goes in; fp32 products are true fp32, never TF32; bf16 products are summed in fp32.
-No float is added by an atomic, so a step gives the same bits from run to run. Who waits for the device:
+No float is added by an atomic, so a step gives the same bits from run to run. Which functions wait for the device:
 
     encode, decode, entry_dots, latent_rows, keep_rows, take_columns      never
     residual, normalised, penalise, RowAdam.step                          never

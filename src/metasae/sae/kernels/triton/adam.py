@@ -20,7 +20,7 @@ _ROWS = ("W_enc_ND", "W_dec_ND")
 
 
 class RowAdam(UnitRowAdam):
-    """UnitRowAdam with its two matrices stepped row by row; the vectors stay with torch. The same state under the same
+    """UnitRowAdam whose kernel updates the two matrices row by row; torch updates the vectors. The state has the same
     names.
     """
 
@@ -47,9 +47,7 @@ class RowAdam(UnitRowAdam):
         self.adam.step()
 
     def _state_of(self, name: str) -> dict[str, Tensor]:
-        """Moments and step count where torch's Adam keeps them, so that state() and load_state() know of no
-        difference.
-        """
+        """Moments and step count, where torch's Adam keeps them, so that state() and load_state() work unchanged."""
         W = getattr(self.weights, name)
         state = self.adam.state[W]
         if "step" not in state:
@@ -112,5 +110,5 @@ def _step_row(
 
 @triton.jit
 def _unit(w):
-    """A row of zeros stays."""
+    """The row divided by its length; a row of zeros stays zero."""
     return w / tl.maximum(tl.sqrt(tl.sum(w * w, 0)), 1e-12)

@@ -39,7 +39,7 @@ def entry_dots(kept: Kept, left_BD: Tensor, right_ND: Tensor) -> Tensor:
 def residual(kept: Kept, W_dec_ND: Tensor, xc_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(r fp32 [B, d], sum of squares of each row of r fp32 [B], dots <r_b, w_j> fp32 [K]) for xc = x - b_dec.
 
-    A token of more than LONG entries would hold up the others: those go through `decode`'s and `entry_dots`'s kernels.
+    A token of more than LONG entries would delay the others, so the kernels of `decode` and `entry_dots` compute it.
     """
     W, xc = W_dec_ND.contiguous(), xc_BD.contiguous()
     B, D = xc.shape
@@ -95,7 +95,7 @@ def _residual(
 
 @triton.jit
 def _less(r, squares, xc, offsets, D: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    """Long tokens: r holds what was decoded; takes it off xc."""
+    """Long tokens: r holds the decoded part; it becomes xc minus that part."""
     row = tl.program_id(0)
     if tl.load(offsets + row + 1) - tl.load(offsets + row) <= LONG:
         return
