@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,10 +24,9 @@ from metasae.explore.store.build import build as build_store
 from metasae.jobs import run as job
 from metasae.ranks.ranks import ALONE, Ranks
 from metasae.train import loop
+from spawned import Program
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
-
-CHILD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -56,7 +54,13 @@ def recipe(build, text_file):
                 "dead_after": 1000,
                 "checkpoint_every": 10,
             },
-            "measure": {"tokens": 2000, "calibration_tokens": 2000, "output_tokens": 400, "meta_steps": 20},
+            "measure": {
+                "tokens": 2000,
+                "calibration_tokens": 2000,
+                "output_tokens": 400,
+                "meta_steps": 20,
+                "critics": 1,
+            },
             "arms": ["solo", "control", "joint"],
             "seeds": 2,
         }
@@ -188,13 +192,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(recipe, tmp_path, monkeypatch, capsy
     values["train"] |= {"tokens": 20_000, "checkpoint_every": 1000}
     file, whole, cut = tmp_path / "mine.toml", tmp_path / "whole/run", tmp_path / "cut/a run"
     file.write_text(tomli_w.dumps(values))
-    child = subprocess.Popen(
-        [sys.executable, "-m", "metasae", "run", str(file), "--out", str(cut)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=CHILD,
-    )
+    child = Program(["-m", "metasae", "run", file, "--out", cut])
     await_file(cut / "arms/solo-s0/metrics.jsonl", child.poll)
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=60)

@@ -34,6 +34,7 @@ def recipe(build, stories, tmp_path):
                 "calibration_tokens": 1500,
                 "output_tokens": 0,
                 "meta_steps": 5,
+                "critics": 1,
                 "shifts": 0,
                 "pursuit_k": 0,
             },
