@@ -38,7 +38,11 @@ def text_file(stories, tmp_path):
 
 @pytest.fixture
 def recipe(build, text_file):
-    def make(family="gpt2"):
+    """recipe(family, explorer) -> values. explorer: whether the run builds the explorer's store, which takes a sixth of
+    a run as small as this.
+    """
+
+    def make(family="gpt2", explorer=False):
         return {
             "model": {"path": str(build(family)), "dtype": "fp32"},
             "hook": {"point": "blocks.1.hook_resid_pre"},
@@ -60,6 +64,7 @@ def recipe(build, text_file):
                 "output_tokens": 400,
                 "meta_steps": 20,
                 "critics": 1,
+                "explorer": explorer,
             },
             "arms": ["solo", "control", "joint"],
             "seeds": 2,
@@ -101,7 +106,7 @@ def await_file(path, exit_code, seconds=60):
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_from_text_to_verdict(recipe, tmp_path, family):
     out = tmp_path / "runs" / "a"
-    result = metasae.run(recipe(family), out=out, show=False).comparison
+    result = metasae.run(recipe(family, explorer=True), out=out, show=False).comparison
     assert result["verdict"]
     for name in ("recipe.toml", "run.json", "compare.json", "compare.md", "report.html", "figures"):
         assert (out / name).exists(), name
@@ -121,7 +126,7 @@ def test_from_text_to_verdict(recipe, tmp_path, family):
 
 def test_a_second_call_does_nothing_again_and_more_arms_join(recipe, tmp_path):
     out = tmp_path / "runs" / "a"
-    first = recipe() | {"arms": ["solo"], "seeds": [0]}
+    first = recipe(explorer=True) | {"arms": ["solo"], "seeds": [0]}
     metasae.run(first, out=out, show=False)
     before = {path: path.stat().st_mtime_ns for path in (out / "arms").rglob("*") if path.is_file()}
     metasae.run(first | {"arms": ["solo", "joint"]}, out=out, show=False)
@@ -188,7 +193,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(recipe, tmp_path):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(recipe, tmp_path, monkeypatch, capsys):
-    values = recipe() | {"arms": ["solo", "joint"], "seeds": [0]}
+    values = recipe(explorer=True) | {"arms": ["solo", "joint"], "seeds": [0]}
     values["train"] |= {"tokens": 20_000, "checkpoint_every": 1000}
     file, whole, cut = tmp_path / "mine.toml", tmp_path / "whole/run", tmp_path / "cut/a run"
     file.write_text(tomli_w.dumps(values))

@@ -35,6 +35,7 @@ def recipe(build, stories, tmp_path):
                 "output_tokens": 0,
                 "meta_steps": 5,
                 "critics": 1,
+                "explorer": False,
                 "shifts": 0,
                 "pursuit_k": 0,
             },
