@@ -1,5 +1,6 @@
 """Tiny random models with a byte-level tokenizer, built on the spot and saved like any Hugging Face model."""
 
+import gc
 import os
 import signal
 
@@ -11,6 +12,12 @@ from drawing import undrawn
 from sources import STORIES, tokenizer_for
 
 WIDTH, LAYERS = 32, 3
+
+
+def pytest_collection_finish():
+    """What is imported by now stays until the end: looking through it for garbage took a twentieth of the suite."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

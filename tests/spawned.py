@@ -1,15 +1,27 @@
-"""Runs a function on several ranks: processes that find each other as torchrun's do, over gloo."""
+"""Runs a function on several ranks: processes that find each other as torchrun's do, over gloo. Runs a program of its
+own in a process that has torch loaded (`Program`).
+"""
 
 import multiprocessing
 import os
+import runpy
+import signal
 import socket
 import sys
+import tempfile
 import traceback
 from contextlib import closing
+from pathlib import Path
+from subprocess import TimeoutExpired
+from types import SimpleNamespace
 
 PRELOADED = [
     "torch", "torch.distributed.checkpoint", "torch.distributed.tensor", "transformers.models.gpt2.modeling_gpt2",
     "metasae.data.model.host", "metasae.train.sharded.checkpoint", "metasae.data.cache.stream",
+    # what a run of the main job imports when it comes to it
+    "metasae.cli", "metasae.jobs.run", "metasae.jobs.conclude", "metasae.explore.store.build",
+    "metasae.data.text.text", "metasae.measures.suite", "metasae.compare.across",
+    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "huggingface_hub",
 ]  # fmt: skip
 
 
@@ -95,3 +107,95 @@ def _run(pipe, environment_, errors, function, args, joins) -> None:
         pipe.send(("done", value))
     except BaseException as error:
         pipe.send(("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+
+
+class Program:
+    """A Python program in a process of its own, forked from the server that has torch loaded: it begins in
+    milliseconds, where a new interpreter takes seconds. Its interface is that of `subprocess.Popen`.
+
+    stdin is empty, and what it prints can be read when it has ended. For programs that tests start and stop, not for
+    what a test says of an interpreter's start: modules are imported already, so PYTHONPATH and the like change nothing.
+    """
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, words, env=None, cwd=None):
+        """words: what stands behind `python` on a command line: -c CODE, -m MODULE or FILE, and arguments."""
+        self.folder = tempfile.TemporaryDirectory(prefix="program-")
+        self.files = [Path(self.folder.name, name) for name in ("stdout", "stderr")]
+        context = _context()
+        ours, theirs = context.Pipe(duplex=False)
+        words, env, cwd = [str(word) for word in words], dict(env or os.environ), str(cwd or Path.cwd())
+        self.process = context.Process(target=_run_program, args=(theirs, words, env, cwd, self.files), daemon=True)
+        self.process.start()
+        theirs.close()
+        # before that a signal to its group would be one to ours
+        ours.recv()
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self):
+        return self.process.exitcode
+
+    def poll(self):
+        return self.process.exitcode
+
+    def wait(self, timeout=None):
+        self.process.join(timeout)
+        if self.returncode is None:
+            raise TimeoutExpired("a program", timeout)
+        return self.returncode
+
+    def communicate(self, timeout=None):
+        """(stdout, stderr) as text, when it has ended."""
+        self.wait(timeout)
+        return tuple(file.read_text() for file in self.files)
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+
+def program(words, env=None, cwd=None, timeout=300):
+    """Runs a `Program` to its end, as `subprocess.run` does: returncode, stdout and stderr."""
+    started = Program(words, env, cwd)
+    try:
+        stdout, stderr = started.communicate(timeout)
+    finally:
+        started.kill()
+    return SimpleNamespace(returncode=started.returncode, stdout=stdout, stderr=stderr)
+
+
+def _run_program(ready, words, environment_, folder, files) -> None:
+    os.setpgid(0, 0)
+    ready.send(True)
+    os.environ.clear()
+    os.environ.update(environment_)
+    os.chdir(folder)
+    for number, file in zip((1, 2), files, strict=True):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    # the server may have been started where another stream stood
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    kind, rest = words[0], words[1:]
+    try:
+        if kind == "-c":
+            sys.argv = ["-c", *rest[1:]]
+            exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+        elif kind == "-m":
+            sys.argv = rest
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            sys.path.insert(0, str(Path(kind).parent))
+            runpy.run_path(kind, run_name="__main__")
+    finally:
+        sys.stdout.flush()

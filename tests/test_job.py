@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,10 +24,9 @@ from metasae.explore.store.build import build as build_store
 from metasae.jobs import run as job
 from metasae.ranks.ranks import ALONE, Ranks
 from metasae.train import loop
+from spawned import Program
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
-
-CHILD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -40,7 +38,11 @@ def text_file(stories, tmp_path):
 
 @pytest.fixture
 def recipe(build, text_file):
-    def make(family="gpt2"):
+    """recipe(family, explorer) -> values. explorer: whether the run builds the explorer's store, which takes a sixth of
+    a run as small as this.
+    """
+
+    def make(family="gpt2", explorer=False):
         return {
             "model": {"path": str(build(family)), "dtype": "fp32"},
             "hook": {"point": "blocks.1.hook_resid_pre"},
@@ -56,7 +58,14 @@ def recipe(build, text_file):
                 "dead_after": 1000,
                 "checkpoint_every": 10,
             },
-            "measure": {"tokens": 2000, "calibration_tokens": 2000, "output_tokens": 400, "meta_steps": 20},
+            "measure": {
+                "tokens": 2000,
+                "calibration_tokens": 2000,
+                "output_tokens": 400,
+                "meta_steps": 20,
+                "critics": 1,
+                "explorer": explorer,
+            },
             "arms": ["solo", "control", "joint"],
             "seeds": 2,
         }
@@ -97,7 +106,7 @@ def await_file(path, exit_code, seconds=60):
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_from_text_to_verdict(recipe, tmp_path, family):
     out = tmp_path / "runs" / "a"
-    result = metasae.run(recipe(family), out=out, show=False).comparison
+    result = metasae.run(recipe(family, explorer=True), out=out, show=False).comparison
     assert result["verdict"]
     for name in ("recipe.toml", "run.json", "compare.json", "compare.md", "report.html", "figures"):
         assert (out / name).exists(), name
@@ -117,7 +126,7 @@ def test_from_text_to_verdict(recipe, tmp_path, family):
 
 def test_a_second_call_does_nothing_again_and_more_arms_join(recipe, tmp_path):
     out = tmp_path / "runs" / "a"
-    first = recipe() | {"arms": ["solo"], "seeds": [0]}
+    first = recipe(explorer=True) | {"arms": ["solo"], "seeds": [0]}
     metasae.run(first, out=out, show=False)
     before = {path: path.stat().st_mtime_ns for path in (out / "arms").rglob("*") if path.is_file()}
     metasae.run(first | {"arms": ["solo", "joint"]}, out=out, show=False)
@@ -184,17 +193,11 @@ def test_a_killed_run_ends_like_an_undisturbed_one(recipe, tmp_path):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(recipe, tmp_path, monkeypatch, capsys):
-    values = recipe() | {"arms": ["solo", "joint"], "seeds": [0]}
+    values = recipe(explorer=True) | {"arms": ["solo", "joint"], "seeds": [0]}
     values["train"] |= {"tokens": 20_000, "checkpoint_every": 1000}
     file, whole, cut = tmp_path / "mine.toml", tmp_path / "whole/run", tmp_path / "cut/a run"
     file.write_text(tomli_w.dumps(values))
-    child = subprocess.Popen(
-        [sys.executable, "-m", "metasae", "run", str(file), "--out", str(cut)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=CHILD,
-    )
+    child = Program(["-m", "metasae", "run", file, "--out", cut])
     await_file(cut / "arms/solo-s0/metrics.jsonl", child.poll)
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=60)

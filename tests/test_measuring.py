@@ -24,7 +24,8 @@ SMALL = {
     "planted": {"d": 24, "independent": 24, "words": 6, "top_rate": 0.12, "noise": 0.03},
     "sae.n": 48, "sae.k": 3, "meta.n": 6, "train.tokens": 20_000, "train.batch": 500, "train.lr": 1e-2,
     "train.dead_after": 10_000,
-    "measure.tokens": 4_000, "measure.calibration_tokens": 2_000, "measure.meta_steps": 10, "measure.shifts": 0,
+    "measure.tokens": 4_000, "measure.calibration_tokens": 2_000, "measure.meta_steps": 10, "measure.critics": 1,
+    "measure.shifts": 0,
     "measure.pursuit_k": 0,
     "arms": ["solo", "joint"], "seeds": 2,
 }  # fmt: skip

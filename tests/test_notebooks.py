@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from spawned import Program
 from tools.notebooks import executed
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -51,7 +52,19 @@ def tiny(build, stories, tmp_path):
     }
 
 
+@pytest.fixture
+def quick_kernel(monkeypatch):
+    """A notebook's kernel begins in a process that has torch loaded."""
+
+    def launch(command, env=None, cwd=None, **_):
+        module = command.index("-m")
+        return Program(command[module:], env, cwd)
+
+    monkeypatch.setattr("jupyter_client.provisioning.local_provisioner.launch_kernel", launch)
+
+
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("quick_kernel")
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_on_tiny_sizes(name, tiny, tmp_path):
     notebook = executed(FOLDER / f"{name}.ipynb", tiny[name], tmp_path)

@@ -1,8 +1,5 @@
 """A penalty and an architecture of a user's own, in the same process."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -12,6 +9,7 @@ from metasae.recipe.registry import ARCHITECTURES, PENALTIES
 from metasae.sae.kernels import reference
 from metasae.train.penalties.scene import Scene, charge
 from sources import Planted, small_recipe
+from spawned import program
 
 QUICK = {"measure": {"critics": 1, "meta_steps": 5, "lift": False, "shifts": 0, "across": False}}
 
@@ -78,7 +76,8 @@ def _read_without_the_penalty(folder):
         "with pytest.raises(metasae.UserError, match=\"no penalty 'apart'\"):\n"
         "    metasae.run(folder + '/recipe.toml', out=folder + '-2', show=False)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = program(["-c", code])
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_gradient_is_autograds():

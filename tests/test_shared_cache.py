@@ -34,6 +34,8 @@ def recipe(build, stories, tmp_path):
                 "calibration_tokens": 1500,
                 "output_tokens": 0,
                 "meta_steps": 5,
+                "critics": 1,
+                "explorer": False,
                 "shifts": 0,
                 "pursuit_k": 0,
             },

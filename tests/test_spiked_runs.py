@@ -37,7 +37,8 @@ def recipe(build, stories, tmp_path_factory):
         },
         "spikes": SPIKES,
         "measure": {
-            "tokens": 1500, "calibration_tokens": 500, "output_tokens": 0, "meta_steps": 5, "across": False,
+            "tokens": 1500, "calibration_tokens": 500, "output_tokens": 0, "meta_steps": 5, "critics": 1,
+            "across": False,
             "explorer": False, "keep_firings": False, "lift": False, "shifts": 0, "pursuit_k": 0,
         },
         "arms": ["solo", "joint"],

@@ -1,5 +1,6 @@
 """The wheel holds every file of the package, and works where there is no clone."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -26,6 +27,23 @@ TINY = {
     "measure.meta_steps": 5,
     "seeds": 1,
 }
+
+
+# Several verbs in one process, which loads torch once; a verb that fails ends it.
+VERBS = """
+import json, sys
+import metasae
+from metasae.cli import main
+print(metasae.__file__)
+for words in json.loads(sys.argv[1]):
+    print("--")
+    sys.argv = ["metasae", *words]
+    try:
+        main()
+    except SystemExit as stop:
+        if stop.code:
+            raise
+"""
 
 
 def setuptools_is_new() -> bool:
@@ -67,19 +85,21 @@ def test_it_runs_outside_the_clone(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
-
-    def metasae(*words: str) -> str:
-        command = [sys.executable, "-m", "metasae", *words]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    code = "import metasae; print(metasae.__file__)"
-    where = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert where.stdout.startswith(str(tmp_path / "site"))
-    assert "demo" in metasae("recipes") and "[train]" in metasae("recipes", "demo")
     changes = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
-    metasae("run", "planted", *changes, "--out", "run")
+    commands = [
+        ["recipes"],
+        ["recipes", "demo"],
+        ["run", "planted", *changes, "--out", "run"],
+        ["explore", "run", "--static", "pages"],
+    ]
+    command = [sys.executable, "-m", "metasae", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()[0]) == (0, "metasae"), done.stderr
+    command = [sys.executable, "-c", VERBS, json.dumps(commands)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    where, *printed = done.stdout.split("--\n")
+    assert where.startswith(str(tmp_path / "site"))
+    assert "demo" in printed[0] and "[train]" in printed[1]
     assert "<html" in (tmp_path / "run/report.html").read_text()
-    metasae("explore", "run", "--static", "pages")
     assert (tmp_path / "pages/index.html").is_file() and list((tmp_path / "pages").rglob("*.js"))

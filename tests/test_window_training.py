@@ -33,7 +33,8 @@ def recipe(build, stories, tmp_path_factory):
             "checkpoint_every": 10,
         },
         "measure": {
-            "tokens": 500, "calibration_tokens": 500, "output_tokens": 0, "meta_steps": 5, "across": False,
+            "tokens": 500, "calibration_tokens": 500, "output_tokens": 0, "meta_steps": 5, "critics": 1,
+            "across": False,
             "explorer": False, "keep_firings": False, "lift": False, "shifts": 0, "pursuit_k": 0,
         },
         "arms": ARMS,

@@ -6,8 +6,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from metasae.data.model.gguf_folder import GGUFNote, cache_folder, folder_of
 from metasae.data.model.host import Host
 from metasae.data.model.model_folder import check_model, local_folder
 from metasae.recipe.recipe import Model, Recipe
+from spawned import Program
 
 pytest.importorskip("gguf")
 pytest.importorskip("accelerate")
@@ -192,9 +191,7 @@ def test_two_processes_convert_once(original, cache):
         from metasae.recipe.recipe import Model
         print(local_folder(Model(path=sys.argv[1])))
     """)
-    command = [sys.executable, "-c", script, str(original)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    processes = [Program(["-c", script, original]) for _ in range(2)]
     said = [process.communicate(timeout=100) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert len({out for out, _ in said}) == 1

@@ -118,8 +118,10 @@ def test_a_run_goes_up_in_one_commit_and_comes_back_as_it_was(tmp_path, run):
 READ = """
 import sys, torch
 from metasae.interop import load
-sae = load("hf:owner/name/arms/joint-s1/primary@" + sys.argv[1])
-torch.save((sae(torch.linspace(-2, 2, 18).view(3, 6)), sae.config.metadata["metasae"]["arm"]), sys.argv[2])
+for revision in sys.argv[2:]:
+    sae = load("hf:owner/name/arms/joint-s1/primary@" + revision)
+    told = sae(torch.linspace(-2, 2, 18).view(3, 6)), sae.config.metadata["metasae"]["arm"]
+    torch.save(told, f"{sys.argv[1]}/{revision}.pt")
 """
 
 
@@ -143,12 +145,11 @@ def test_the_real_client_writes_and_reads_a_stand_in_of_the_hub(tmp_path, run, m
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
-        for revision in ("v1", result["commit"]):
-            out = tmp_path / f"{revision}.pt"
-            subprocess.run(
-                [sys.executable, "-c", READ, revision, str(out)], env=os.environ | hub, check=True, timeout=100
-            )
-            outputs, arm = torch.load(out, weights_only=True)
+        revisions = ("v1", result["commit"])
+        command = [sys.executable, "-c", READ, str(tmp_path), *revisions]
+        subprocess.run(command, env=os.environ | hub, check=True, timeout=100)
+        for revision in revisions:
+            outputs, arm = torch.load(tmp_path / f"{revision}.pt", weights_only=True)
             assert arm == "joint-s1" and torch.equal(
                 outputs, SAE.load(run / "arms/joint-s1/primary")(torch.linspace(-2, 2, 18).view(3, 6))
             )

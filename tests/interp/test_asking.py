@@ -1,10 +1,7 @@
 """Many questions at once, against a server that fails, is slow, or is killed in the middle."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections import Counter
@@ -18,6 +15,7 @@ from metasae.interp.asking import GIVE_UP, Asker, Estimator, Limits, Temporary, 
 from metasae.interp.choice import InterpSpec
 from metasae.interp.judges.server import ServerJudge
 from metasae.interp.replies import Ask, Reply, ReplyStore
+from spawned import Program
 
 QUICK = Limits(concurrency=16, retries=4, first_wait=0.01)
 
@@ -93,11 +91,7 @@ _CHILD = """
 def test_a_killed_run_goes_on_and_asks_for_no_reply_it_has(tmp_path, how):
     path, count = tmp_path / "replies.sqlite", 120
     with serving(delay=0.02) as server:
-        child = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(_CHILD), server.url, str(path), str(count)],
-            stderr=subprocess.DEVNULL,
-            env=os.environ,
-        )
+        child = Program(["-c", textwrap.dedent(_CHILD), server.url, path, count])
         deadline = time.monotonic() + 60
         while len(server.delivered) < 30 and time.monotonic() < deadline:
             time.sleep(0.01)

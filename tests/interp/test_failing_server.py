@@ -3,10 +3,7 @@ without any of it.
 """
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,6 +17,7 @@ from worlds import count_of
 from metasae.interp.choice import READ
 from metasae.interp.judges.server import ServerJudge
 from metasae.interp.replies import ReplyStore
+from spawned import Program
 
 HERE = Path(__file__).parent
 FAULTS = {"error": 0.05, "busy": 0.05, "silence": 0.02, "garbage": 0.05}
@@ -34,10 +32,7 @@ def test_nothing_is_lost_and_nothing_asked_twice_after_a_kill(tmp_path, keys, la
     expected, quiet = scored(Undisturbed(), tmp_path / "quiet.sqlite", keys, latents)
     assert quiet["asked"] >= at_least
     with serving(answer=text_for, faults=FAULTS, silence=1.5) as server:
-        command = [sys.executable, str(HERE / "failing_run.py"), server.url, str(path), json.dumps(keys), str(latents)]
-        modules = os.pathsep.join([str(HERE), *sys.path])
-        environment = {**os.environ, "PYTHONPATH": modules}
-        child = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+        child = Program([HERE / "failing_run.py", server.url, path, json.dumps(keys), latents])
         deadline = time.monotonic() + 100
         while len(server.delivered) < quiet["asked"] // 2 and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)

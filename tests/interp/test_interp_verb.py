@@ -85,12 +85,14 @@ def test_the_judge_in_the_box_is_a_place_like_any_other(folder, tmp_path, monkey
     """Here a model of random weights stands in it, and what it says is called what it is."""
     monkeypatch.setattr(verb, "IN_THE_BOX", f"local:{save_model(tmp_path / 'chat')}")
     scores = "detection,fuzz_2afc"
-    result = interp(folder, "local", scores=scores, matched=False, **CHOICES)
+    # two latents, as each reply is written token by token
+    few = {"latents": 2, "matched": False}
+    result = interp(folder, "local", scores=scores, **few)
     assert result["judge"]["name"].startswith(verb.IN_THE_BOX)
     shown = capsys.readouterr().out
     assert shown.count("this judge cannot tell: ") >= 2 and "\n   cannot tell " in shown
     assert "asked again in another order, the judge repeats" in shown
-    again = interp(folder, "local", scores=scores, matched=False, replay=True, show=False, **CHOICES)
+    again = interp(folder, "local", scores=scores, replay=True, show=False, **few)
     assert again["arms"] == result["arms"]
 
 

@@ -76,7 +76,7 @@ def test_the_marks_are_those_of_the_question_and_are_named_in_it():
 def test_what_is_not_used_is_not_named():
     plain = [window((" a", " b"), (0, 0))] * 2
     assert prompts.choose("e", plain).user == "Explanation: e\n\nA: a b\nB: a b"
-    assert Marks.of(plain).legend(plain) == ""
+    assert Marks.of(plain).legend(plain, list(map(Marks.of(plain).line_of, plain))) == ""
 
 
 def test_every_text_is_one_line_whatever_it_holds():

@@ -16,7 +16,7 @@ SMALL = {
     "planted": {"d": 24, "independent": 24, "words": 6, "top_rate": 0.12, "noise": 0.03},
     "sae.n": 48, "sae.k": 3, "meta.n": 6,
     "train.tokens": 20_000, "train.batch": 500, "train.lr": 1e-2, "train.dead_after": 10_000,
-    "measure.tokens": 6_000, "measure.calibration_tokens": 3_000, "measure.meta_steps": 20,
+    "measure.tokens": 6_000, "measure.calibration_tokens": 3_000, "measure.meta_steps": 20, "measure.critics": 1,
     "measure.shifts": 1, "measure.pursuit_k": 2,
 }  # fmt: skip
 

@@ -75,6 +75,7 @@ def recipe(build, stories, tmp_path):
             "calibration_tokens": 1000,
             "output_tokens": 0,
             "meta_steps": 5,
+            "critics": 1,
             "shifts": 0,
             "side_effects": 6,
         },

@@ -1,21 +1,19 @@
-"""`metasae run` under torchrun: one run folder, as one process would have made it up to rounding."""
+"""`metasae run` on two ranks: one run folder, as one process would have made it up to rounding."""
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 from safetensors.torch import load_file, save_file
 
 import metasae
 from drawing import undrawn
-from spawned import on_ranks
+from spawned import Program, environment, free_port, on_ranks
 
 SMALL = {
     "sae.n": 48, "sae.k": 3, "meta.n": 6, "train.tokens": 10_000, "train.batch": 500, "train.lr": 1e-2,
     "train.dead_after": 5_000, "train.dtype": "fp32", "measure.tokens": 4_000, "measure.calibration_tokens": 3_000,
-    "measure.meta_steps": 10, "measure.shifts": 0, "measure.pursuit_k": 0, "measure.lift": False,
+    "measure.meta_steps": 10, "measure.critics": 1, "measure.shifts": 0, "measure.pursuit_k": 0, "measure.lift": False,
     "measure.explorer": False, "seeds": 1,
 }  # fmt: skip
 
@@ -25,14 +23,14 @@ def run_three_arms(out):
         metasae.run("planted", out=out, overrides={**SMALL, "arms": ["solo", "control", "joint"]}, show=False)
 
 
-def run_joint_under_torchrun(out):
-    """On two ranks, through the command line."""
+def run_joint_on_two_ranks(out):
+    """Through the command line, in two processes as torchrun starts them; what they print together."""
     settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={str(value).lower()}")]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "metasae", "run", "planted", "--arms", "joint", "--out", str(out), *settings]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done
+    command, port = ["-m", "metasae", "run", "planted", "--arms", "joint", "--out", out, *settings], free_port()
+    started = [Program(command, os.environ | environment(rank, 2, port)) for rank in range(2)]
+    printed = [program.communicate(300) for program in started]
+    assert [program.returncode for program in started] == [0, 0], [errors[-2000:] for _, errors in printed]
+    return "".join(shown for shown, _ in printed)
 
 
 def as_if_measured_otherwise(arm):
@@ -50,9 +48,9 @@ def as_if_measured_otherwise(arm):
 
 def test_two_processes_make_the_run_of_one(tmp_path):
     run_three_arms(tmp_path / "one")
-    done = run_joint_under_torchrun(tmp_path / "two")
+    printed = run_joint_on_two_ranks(tmp_path / "two")
     # one of them talks
-    assert done.stdout.count("Report:") == 1
+    assert printed.count("Report:") == 1
     lines = [
         [json.loads(line) for line in (tmp_path / name / "arms" / "joint-s0" / "metrics.jsonl").open()]
         for name in ("one", "two")

@@ -27,7 +27,8 @@ def test_two_ranks_train_on_the_windows_of_one(build, stories, tmp_path):
             "tokens": 5000, "batch": 128, "n_primary_steps": 4, "n_meta_steps": 2, "dead_after": 1000, "dtype": "fp32",
         },
         "measure": {
-            "tokens": 500, "calibration_tokens": 500, "output_tokens": 0, "meta_steps": 5, "across": False,
+            "tokens": 500, "calibration_tokens": 500, "output_tokens": 0, "meta_steps": 5, "critics": 1,
+            "across": False,
             "explorer": False, "keep_firings": False, "lift": False, "shifts": 0, "pursuit_k": 0,
         },
         "arms": ["solo", "joint"],

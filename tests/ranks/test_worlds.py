@@ -1,5 +1,7 @@
 """One arm on one, two and three ranks: the same latents are chosen on every step, and the losses agree to rounding."""
 
+import functools
+
 import numpy as np
 import pytest
 from arms import arm_trained, values
@@ -83,6 +85,11 @@ def all_trained(ranks, cases, steps):
     return {name: arm_trained(ranks, values(steps, **tables), arm) for name, (tables, arm) in cases.items()}
 
 
+@functools.cache
+def further_alone():
+    return all_trained(ALONE, FURTHER, 10)
+
+
 def assert_same(alone, traces):
     for step, (loss, *losses) in enumerate(zip(alone["losses"], *(trace["losses"] for trace in traces), strict=True)):
         for other in losses:
@@ -128,7 +135,7 @@ def test_an_existing_sae_is_the_start_of_all_ranks():
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_prefixes_and_further_penalties_are_those_of_one_process(size):
-    alone, told = all_trained(ALONE, FURTHER, 10), on_ranks(size, all_trained, FURTHER, 10)
+    alone, told = further_alone(), on_ranks(size, all_trained, FURTHER, 10)
     for name, one in alone.items():
         assert_same(one, [rank[name] for rank in told])
         charged = PENALTIES.keys() & (FURTHER[name][0].get("train", {}).get("penalties", {})).keys()

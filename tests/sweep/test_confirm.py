@@ -51,7 +51,7 @@ def values(build, stories, tmp_path):
         "sae": {"n": 48, "k": 4},
         "meta": {"n": 6, "k": 2},
         "train": {"tokens": 2400, "batch": 200, "n_primary_steps": 4, "n_meta_steps": 2, "lr": 5e-3},
-        "measure": {"tokens": 1500, "calibration_tokens": 1000, "output_tokens": 300, "meta_steps": 5},
+        "measure": {"tokens": 1500, "calibration_tokens": 1000, "output_tokens": 300, "meta_steps": 5, "critics": 1},
         "arms": ["solo", "joint"],
     }
 

@@ -8,7 +8,7 @@ TINY = {
     "sae.n": 32, "sae.k": 3, "meta.n": 6, "meta.k": 2,
     "train.tokens": 2_400, "train.batch": 200, "train.n_primary_steps": 4, "train.n_meta_steps": 2,
     "train.lr": 1e-2, "train.dead_after": 10_000, "train.warmup": 2, "train.checkpoint_every": 5,
-    "measure.tokens": 2_000, "measure.calibration_tokens": 1_000, "measure.meta_steps": 5,
+    "measure.tokens": 2_000, "measure.calibration_tokens": 1_000, "measure.meta_steps": 5, "measure.critics": 1,
 }  # fmt: skip
 
 

@@ -72,9 +72,12 @@ class Marks:
         runs = groupby(((mark, string) for mark, string in pairs if string), key=lambda pair: pair[0])
         return "".join(self._run(mark, [string for _, string in run]) for mark, run in runs).strip(" ")
 
-    def legend(self, windows: Sequence[Shown]) -> str:
-        """What the marks and signs that these windows use stand for; "" where they use none."""
-        lines = "".join(map(self.line_of, windows))
+    def legend(self, windows: Sequence[Shown], lines: Sequence[str]) -> str:
+        """What the marks and signs that these windows use stand for; "" where they use none.
+
+        lines: `line_of` each window.
+        """
+        text = "".join(lines)
         marks = f"{self.open} stands before and {self.close} behind what is marked. "
         marks = marks if any(window.spread.any() for window in windows) else ""
         signs = {
@@ -83,7 +86,7 @@ class Marks:
             self.space: "a space",
             f"{self.code}...}}": "a character that cannot be seen, by its number",
         }
-        used = [f"{sign} is {meaning}" for sign, meaning in signs.items() if sign.removesuffix("...}") in lines]
+        used = [f"{sign} is {meaning}" for sign, meaning in signs.items() if sign.removesuffix("...}") in text]
         return f"{marks}{', '.join(used)}{'.' if used else ''}".strip()
 
     def _run(self, marked: bool, strings: list[str]) -> str:
@@ -102,6 +105,9 @@ class Marks:
         return f"{self.space * len(before)}{self._plain(core)}{self.space * len(behind)}"
 
     def _plain(self, text: str) -> str:
+        # most text has none: a control character is never printable, and the check of a whole string is quick
+        if text.isprintable():
+            return text
         return "".join(self._named(letter) if unicodedata.category(letter) in _CONTROLS else letter for letter in text)
 
     def _named(self, letter: str) -> str:

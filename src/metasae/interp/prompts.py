@@ -95,9 +95,10 @@ def _listed(names: Sequence[str], windows: Sequence[Shown]) -> str:
     mean.
     """
     marks = Marks.of(windows)
-    legend = marks.legend(windows)
-    lines = [f"{name} {marks.line_of(window)}" for name, window in zip(names, windows, strict=True)]
-    return "\n".join([*([legend, ""] if legend else []), *lines])
+    lines = [marks.line_of(window) for window in windows]
+    legend = marks.legend(windows, lines)
+    named = [f"{name} {line}" for name, line in zip(names, lines, strict=True)]
+    return "\n".join([*([legend, ""] if legend else []), *named])
 
 
 def _object(properties: dict) -> dict:
