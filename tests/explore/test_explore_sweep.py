@@ -228,7 +228,7 @@ def test_both_pages_load_fit_their_width_and_show_names_as_text(browser, base, w
         assert page.locator("main script").count() == 0
         assert page.locator("#nav a:visible").all_inner_texts() == ["Sweep"] and page.inner_text("#run") == "a grid"
         page.goto(f"{base}#/cell/eee555")
-        page.wait_for_selector("main:has-text('no latents to look at')")
+        page.wait_for_selector("main:has-text('no latents to show')")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -260,7 +260,7 @@ def test_the_table_is_sorted_and_the_address_keeps_it(browser, base):
             "main"
         )
         assert "/cells/bbb222'" in page.inner_text(".command code")
-        page.click("nav a:has-text('Sweep')")
+        page.click("nav a[data-page=sweep]")
         page.locator("tr[data-cell=ccc333] td >> nth=3").click()  # anywhere in the row
         page.wait_for_selector("h1:has-text('train.lambda2 1')")
 
