@@ -129,7 +129,7 @@ def test_an_sae_that_was_trained_on_what_would_be_judged_is_refused(first, tmp_p
     (tmp_path / "sae" / "cfg.json").write_text(json.dumps(config))
     values = {"sae": {"n": 48, "k": 3}, "train": {"init": str(tmp_path / "sae")}, "model": {"path": str(tmp_path)}}
     recipe = Recipe.load(values | {"hook": trained_by["hook"], "text": {"source": "machine"}})
-    with pytest.raises(UserError, match="was trained on documents that would be judged here"):
+    with pytest.raises(UserError, match="was trained on documents that would be used for measuring"):
         _refuse_seen(recipe.train.init, recipe_within(read_init(recipe)), recipe)
 
 

@@ -92,7 +92,7 @@ def test_other_measures_are_made_again_as_if_from_the_beginning(out, fresh, meas
     run(out, show=True, **OTHER)
     told = " ".join(capsys.readouterr().err.split())
     assert "measure.tokens, measure.calibration_tokens, measure.threshold changed: thresholds are set again" in told
-    assert "control-s0, joint-s0, solo-s0; all weights stay" in told
+    assert "control-s0, joint-s0, solo-s0 are measured again; all weights stay" in told
     assert stamps(out, "arms/*/metrics.jsonl") == before
     assert measured == ["solo-s0", "control-s0", "joint-s0"]
     assert (out / "explore.sqlite").stat().st_mtime_ns != store

@@ -114,7 +114,7 @@ def test_a_run_is_refused_before_its_harvest(tmp_path, monkeypatch):
         )
     assert "\n" not in str(caught.value)
     # where training reads cached tokens again, fewer of them are cached; windows would not keep them
-    with pytest.raises(UserError, match=r"disk: .* there; set harvest.tokens=\d+ ") as caught:
+    with pytest.raises(UserError, match=r"disk: .* available; set harvest.tokens=\d+ ") as caught:
         fit.refuse_what_cannot_fit(
             applied(small, [("harvest.tokens", 10**12), ("train.tokens", 10**13)]), 384, tmp_path / "runs" / "a"
         )

@@ -195,7 +195,7 @@ def test_what_cannot_be_a_judge_is_one_line(tmp_path, build):
     with pytest.raises(UserError, match="does not exist"):
         LocalJudge(str(tmp_path / "nowhere"))
     small = LocalJudge(str(save_model(tmp_path / "s", places=40)))
-    with pytest.raises(UserError, match="reads 40; take a smaller window") as caught:
+    with pytest.raises(UserError, match="reads at most 40; take a smaller window") as caught:
         small.answer_many([ASKS[1]])[0]
     assert "\n" not in str(caught.value)
 
