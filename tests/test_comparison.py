@@ -161,6 +161,10 @@ def test_a_recovery_far_below_its_ceiling_or_a_falling_fvu_is_not_trained_enough
     trained = compare(tmp_path / "falls")["trained"]
     # the tenths' means are at steps 855 and 955
     assert trained["enough"] is False and trained["fall"] == pytest.approx(0.005 / 0.15725)
+    # an arm whose margin falls in these steps has an FVU that falls with it
+    (tmp_path / "falls" / "arms" / "joint-s1").rename(tmp_path / "falls" / "arms" / "atomic-s1")
+    (tmp_path / "falls" / "arms" / "joint-s0").rename(tmp_path / "falls" / "arms" / "atomic-s0")
+    assert compare(tmp_path / "falls")["trained"]["fall"] is None
 
 
 def test_one_seed_establishes_nothing(tmp_path):

@@ -17,6 +17,7 @@ from itertools import groupby
 import numpy as np
 
 from metasae.arms.folder import Arm
+from metasae.recipe.registry import ARMS
 
 LIMITS = {"r": 0.4, "fall": 0.025, "share": 0.5}
 # Least rows of metrics.jsonl in a tenth of the steps, for their mean.
@@ -30,10 +31,13 @@ def trained_enough(comparison: dict, arms: Sequence[Arm], decay: float, own_star
     learning rate fell. own_starts: whether each seed started from its own weights; if all started from one SAE
     (`train.init`), r says nothing about training and counts as not known. enough: False if a known number misses its
     limit; None if none does but r is not known, as with one seed.
+
+    The fall leaves out arms of `atomic`: the FVU of such an arm falls whenever its margin does, however long it trains.
     """
     means = comparison["arms"][comparison["baseline"]]["means"]
     recovered, ceiling = (means.get(f"spikes.{key}") for key in ("recovery_f1", "ceiling_f1"))
-    by_name = groupby(sorted(arms, key=lambda arm: arm.name), key=lambda arm: arm.name)
+    steady = (arm for arm in arms if not (arm.name in ARMS and ARMS[arm.name].atomic))
+    by_name = groupby(sorted(steady, key=lambda arm: arm.name), key=lambda arm: arm.name)
     falls = [fall for fall in (fall_of(list(seeds), decay) for _, seeds in by_name) if fall is not None]
     known = {
         "r": means.get("seeds.mean_r") if own_starts else None,
