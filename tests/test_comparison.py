@@ -100,7 +100,7 @@ def test_the_verdict_has_a_sentence_and_three_lines_for_a_pair(tmp_path):
 def test_truth_alone_names_a_direction(tmp_path):
     three_arms(tmp_path)
     lines = told(tmp_path)
-    assert "its latents are more atomic" in lines["truth"]
+    assert "its latents are more atomic by spike-ins recovered, F1" in lines["truth"]
     assert "clearly better: spike-ins recovered, F1 +12.5%" in lines["truth"]
     assert "mean |phi| -6.7%" in lines["description"] and "atomic" not in lines["description"]
     assert "clearly worse: FVU +5.0%" in lines["fidelity"]

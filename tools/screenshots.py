@@ -20,7 +20,7 @@ from metasae.explore.store.build import build
 from metasae.explore.web import server
 
 WIDTH = 1280
-HEIGHTS = {"overview": 1440, "latent": 1000, "split": 1000, "sweep": 1905}
+HEIGHTS = {"overview": 1120, "latent": 1000, "split": 1000, "sweep": 1905}
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ("--headless", "--no-sandbox", "--disable-background-networking")
 

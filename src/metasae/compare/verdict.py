@@ -98,8 +98,18 @@ def _direction(truth: list[Row], enough: bool | None, seeds: int, l0: list[float
     if better and worse:
         return "no direction is named, as measures of known features disagree."
     if better or worse:
-        return f"its latents are {'more' if better else 'less'} atomic."
+        return f"its latents are {'more' if better else 'less'} atomic by {_names(better or worse)}{_others(truth)}."
     return "there is no clear difference in atomicity."
+
+
+def _names(rows: list[Row]) -> str:
+    return " and ".join(quantity.label for quantity, _ in rows)
+
+
+def _others(truth: list[Row]) -> str:
+    """What the headline says of measures of known features without a clear change, so that one cannot stand for all."""
+    others = _open(truth)
+    return f", with no clear difference in {_names(others)}" if others else ""
 
 
 def _trained(comparison: dict) -> str:
