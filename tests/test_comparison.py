@@ -125,6 +125,8 @@ def test_nothing_told_apart_says_what_could_have_been(tmp_path):
     assert "there is no clear difference in atomicity" in lines["truth"]
     assert "no clear difference: spike-ins recovered, F1 +0.83%" in lines["truth"]
     assert "a change would be clear from " in lines["truth"] and "no clear difference: FVU" in lines["fidelity"]
+    three_arms(tmp_path / "wide", apart=(0.0, 1.0, 0.2))
+    assert "no change could be clear with 3 seeds" in told(tmp_path / "wide")["truth"]
 
 
 def test_what_is_too_small_to_matter_names_no_direction(tmp_path):

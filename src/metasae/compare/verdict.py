@@ -4,7 +4,7 @@ One line says whether the arms were trained enough. Each pair of arms has three 
 and decoder rows (description), and fidelity. Only truth names a direction, and only if the arms were trained enough.
 """
 
-from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, by_pair, change, matters, text_error, towards
+from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, by_pair, change, matters, number, text_error, towards
 from metasae.compare.older import completed
 from metasae.compare.trained import LIMITS, missing_its_limit
 from metasae.intervals.statistics import is_clear, leaves_out_zero
@@ -193,14 +193,18 @@ def _beside(quantity: Quantity, entry: dict) -> str:
 
 
 def _least(quantity: Quantity, entry: dict) -> str:
-    """The smallest change that would have been clear, for a measure without a clear change."""
-    if entry.get("smallest") is None or is_clear(entry):
+    """The smallest change that would have been clear, in the unit of the change, for a measure without a clear one."""
+    smallest = entry.get("smallest")
+    if smallest is None or is_clear(entry):
         return ""
     if not quantity.relative:
-        return f"a change would be clear from {_short(100 * entry['smallest'])} pp on"
-    if not entry["b"]:
-        return ""
-    return f"a change would be clear from {_short(100 * entry['smallest'] / abs(entry['b']))}% on"
+        # a share cannot change by more than all of it
+        if quantity.of and smallest > 1:
+            return f"no change could be clear with {entry['n_seeds']} seeds"
+        return f"a change would be clear from {_short(100 * smallest)} pp on"
+    if entry["percent"] is None:
+        return f"a change would be clear from {number(smallest, 2)} on"
+    return f"a change would be clear from {_short(100 * smallest / abs(entry['b']))}% on"
 
 
 def _short(value: float) -> str:
