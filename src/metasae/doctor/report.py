@@ -2,113 +2,47 @@
 whether the run fits.
 """
 
-import tempfile
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from metasae.arms.train_measure import initial_b_dec, input_scale, trains_on_one_core
-from metasae.data.cache.activations import fingerprint_of, identity
-from metasae.data.cache.cache import ActivationCache, large_enough
-from metasae.data.cache.stream import Stream
-from metasae.data.model.host import Host
-from metasae.data.planted.planted_cache import PlantedCache
+from metasae.arms.train_measure import trains_on_one_core
 from metasae.device import keep_freed_memory
 from metasae.doctor import fit
-from metasae.doctor.estimate import Needs, is_planted, kind_of, needs
+from metasae.doctor.estimate import Needs, kind_of, needs
 from metasae.doctor.machine import machine, peak_resident, resident
-from metasae.doctor.measure_trial import measure_seconds, try_measuring
+from metasae.doctor.measure_trial import measure_seconds
+from metasae.doctor.piece import Trials, piece_of
 from metasae.doctor.presence import Presence, presence_of
-from metasae.doctor.trials import harvest_seconds, try_arm, try_harvest, try_planting
+from metasae.doctor.trials import harvest_seconds
 from metasae.errors import UserError
 from metasae.progress.progress import SILENT, Progress
 from metasae.recipe.meaning import notes_on
 from metasae.recipe.recipe import Recipe
 from metasae.sae.gradients import matmul_dtype
-from metasae.train.trainer import Trainer
 
 # A fit with less than this share of room to spare is called tight.
 TIGHT = 0.2
-# Bytes for libraries that a run loads after the trials (figures), and for memory lost to fragmentation.
-LATER = 200 << 20
-
-
-@dataclass
-class Trials:
-    """The results of the trials; None or empty for what could not be tried. load: seconds to load the model. process:
-    bytes of the program without the model.
-
-    harvest, arms, measure: results of `try_harvest`, `try_arm` and `try_measuring`. cache: the folder of the run's
-    activations; cached: whether they exist already. problems: what would stop the run.
-    """
-
-    cache: Path
-    load: float | None = None
-    process: int | None = None
-    cached: bool = False
-    harvest: dict | None = None
-    arms: dict[str, dict] = field(default_factory=dict)
-    measure: dict | None = None
-    problems: list[str] = field(default_factory=list)
 
 
 def try_stages(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trials, progress: Progress) -> None:
-    """Tries each stage and fills `trials`.
+    """Tries each stage of a run and fills `trials`.
 
     If the model is not here, harvest and measuring are not tried; training is tried on random numbers.
     """
-    with tempfile.TemporaryDirectory(prefix="metasae-doctor-") as name:
-        folder, host, sample = Path(name), None, None
-        try:
-            if is_planted(wanted):
-                progress.say("trying the planted world")
-                trials.load, trials.process = 0.0, resident() + LATER
-                trials.harvest, sample = try_planting(wanted)
-            elif model.place is not None and not model.problem:
-                progress.say("trying the harvest")
-                host = _load(wanted, out, model, device, trials)
-                trials.harvest, sample = try_harvest(host, wanted, folder / "cache")
-        except UserError as error:
-            trials.problems.append(str(error))
+    with piece_of(wanted, out, model, device, trials, progress) as piece:
         for arm in wanted.arms:
             progress.say(f"trying to train {arm}")
-            trainer = None  # drops the last trainer first, as two would take twice the memory
-            trials.arms[arm], trainer, scale = _try_arm(wanted, arm, model.d, sample, device)
-        if sample is not None:
+            trained = None  # drops the last trainer first, as two would take twice the memory
+            trials.arms[arm], trained = piece.try_training(wanted, arm)
+        if piece.sample is not None:
             try:
                 progress.say("trying to measure")
-                trials.measure = try_measuring(trainer.export(scale, {})["primary"], sample, wanted, host)
+                trials.measure = piece.try_measuring(wanted, trained)
             except UserError as error:
                 trials.problems.append(str(error))
-
-
-def _load(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trials) -> Host:
-    """Loads the model; notes in `trials` whether its activations exist already."""
-    begin = time.perf_counter()
-    host = Host.load(wanted.model, wanted.hook.point, device)
-    key = fingerprint_of(identity(host, wanted.text, wanted.harvest))
-    trials.load = time.perf_counter() - begin
-    trials.process = resident() + LATER - (model.bytes if device == "cpu" else 0)
-    if not wanted.harvest.cache:
-        trials.cache = out.parent / "activations" / key[:16]
-    trials.cached = large_enough(trials.cache, key, wanted.split_tokens) is not None
-    return host
-
-
-def _try_arm(
-    wanted: Recipe, arm: str, d: int, sample: ActivationCache | PlantedCache | None, device: str
-) -> tuple[dict, Trainer, float]:
-    """(the trial, the trainer after it, the scale of its inputs)."""
-    batch = wanted.train.batch
-    if sample is None:
-        generator = torch.Generator().manual_seed(0)
-        return *try_arm(wanted, arm, lambda: torch.randn(batch, d, generator=generator), torch.zeros(d), device), 1.0
-    split = sample.split("train")
-    scale = input_scale(split, wanted.sae.normalize)
-    stream, b_dec_D = Stream(split, batch, 0, scale), initial_b_dec(split, scale, wanted)
-    return *try_arm(wanted, arm, stream.next, b_dec_D, device), scale
 
 
 def examine(

@@ -8,7 +8,7 @@ piece is computed on one core.
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import TypeVar
 
@@ -49,14 +49,19 @@ def side_by_side(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> li
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-@contextmanager
-def on_one_core() -> Iterator[None]:
+def on_one_core() -> AbstractContextManager[None]:
     """During the block torch and numpy use a single core, in this thread and in threads started in it."""
+    return on_cores(1)
+
+
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """During the block torch and numpy use so many cores, in this thread and in threads started in it."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         # numpy's products use threads of their own, which torch does not control
-        with _pools().limit(limits=1, user_api="blas"):
+        with _pools().limit(limits=count, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(threads)
