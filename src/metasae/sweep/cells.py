@@ -7,11 +7,12 @@ primary. tests/sweep/test_deciding.py trains every arm with changed values and c
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from metasae.recipe.recipe import Recipe
-from metasae.recipe.registry import ARMS
+from metasae.recipe.registry import ARMS, BASELINE
 
 # Keys of the table `train` that only the decomposability penalty uses, that only further penalties use, and that both
 # use.
@@ -136,6 +137,16 @@ def members(setting: Setting, base: Recipe, shared_baseline: bool = False) -> li
             name = f"{kind}-s{seed}-{sae_hash(recipe, arm, seed)}"
             saes.append(Member(arm, seed, kind, canonical(recipe, arm, base), name))
     return saes
+
+
+def twin_of(member: Member, members: Sequence[Member]) -> Member | None:
+    """The baseline's SAE among a cell's with exactly the same weights as this SAE, whose measures are taken over; None
+    if there is none.
+    """
+    if not ARMS[member.trained_as].keeps_primary:
+        return None
+    baselines = (other for other in members if other.trained_as == BASELINE)
+    return next((other for other in baselines if other.seed == member.seed), None)
 
 
 def _values(recipe: Recipe) -> dict:

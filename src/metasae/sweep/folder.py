@@ -1,6 +1,7 @@
 """The sweep folder: its layout, and locks that end with the process that holds them.
 
 SWEEP/plan.json                      the recipe, the settings, the seeds, what is searched
+SWEEP/harvest.json                   where the activations are
 SWEEP/saes/<arm>-s<seed>-<hash>/     an SAE as in a run's arms/, with sae.json (times) and failed.json (why it failed)
 SWEEP/cells/<hash>/                  a run folder whose arms/ are links into saes/, with cell.json (setting, state)
 SWEEP/workers/                       time and memory of each worker
@@ -50,6 +51,18 @@ class SweepFolder:
     @property
     def plan(self) -> Path:
         return self.path / "plan.json"
+
+    @property
+    def harvest(self) -> Path:
+        """Where the sweep's activations are, and the seconds that their harvest took."""
+        return self.path / "harvest.json"
+
+    def is_harvested(self, tokens: dict[str, int]) -> bool:
+        """Whether the activations that harvest.json names still exist and are at least so many of each split."""
+        from metasae.data.cache.cache import is_held
+
+        note = read_object(self.harvest)
+        return bool(note) and is_held(note["cache"], note["fingerprint"], tokens)
 
     def locked(self) -> AbstractContextManager[bool]:
         """Holds the folder's lock."""

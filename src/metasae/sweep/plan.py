@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from metasae import files
 from metasae.compare.catalogue import CATALOGUE, TRUTH
@@ -209,8 +209,12 @@ def light(base: Recipe) -> dict[str, Any]:
 
 
 def read_plan(folder: SweepFolder) -> Plan:
-    """The plan in a folder. Raises UserError if there is none."""
-    return _AS_JSON.validate_python(files.read_json(folder.plan))
+    """The plan in a folder. Raises UserError if there is none, or one of another version."""
+    try:
+        return _AS_JSON.validate_python(files.read_json(folder.plan))
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{folder.plan} was written by another version ({key}); choose another --out") from None
 
 
 def default_objectives(base: Recipe) -> tuple[str, ...]:
@@ -235,17 +239,23 @@ def check_objectives(keys: Sequence[str]) -> None:
 
 
 def claim(folder: SweepFolder, plan: Plan) -> Plan:
-    """Writes the plan, or extends the existing one by further settings, seeds and trials; returns the plan that is now
-    valid.
+    """Writes the plan of `joined` and returns it. The caller holds the folder's lock. Raises as `joined`."""
+    plan = joined(folder, plan)
+    files.write_json(folder.plan, _AS_JSON.dump_python(plan, mode="json"))
+    return plan
 
-    The caller holds the folder's lock. Raises UserError if the folder holds a sweep of another recipe or another kind.
+
+def joined(folder: SweepFolder, plan: Plan) -> Plan:
+    """The plan, or if the folder has one, that one with this plan's further settings, seeds and trials.
+
+    Raises UserError if the folder holds a sweep of another recipe or another kind, and for values that a cell's recipe
+    does not accept.
     """
     if folder.plan.is_file():
         plan = _extended(read_plan(folder), plan, folder)
     for setting in plan.settings:
         # checks every cell's recipe before anything is trained
         setting.recipe(plan.base)
-    files.write_json(folder.plan, _AS_JSON.dump_python(plan, mode="json"))
     return plan
 
 

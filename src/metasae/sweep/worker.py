@@ -22,17 +22,16 @@ from metasae.arms.source import Source
 from metasae.arms.train_measure import measure_arm, train_arm
 from metasae.compare.catalogue import value_of
 from metasae.compare.compare import compare
-from metasae.data.cache.cache import ActivationCache, is_held
+from metasae.data.cache.cache import ActivationCache
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.device import keep_freed_memory
 from metasae.doctor.machine import peak_resident
 from metasae.errors import Interrupted, UserError
 from metasae.progress.progress import SILENT, Progress
 from metasae.progress.stop import StopRequest
-from metasae.recipe.registry import ARMS, BASELINE
 from metasae.sae.layout import CONFIG
 from metasae.sweep import pareto
-from metasae.sweep.cells import NO_MATTER, Member
+from metasae.sweep.cells import NO_MATTER, Member, twin_of
 from metasae.sweep.folder import DONE, FAILED, OPEN, STOPPED, Cell, SweepFolder, link, locked, times
 from metasae.sweep.plan import QUANTITIES, read_plan
 
@@ -99,7 +98,7 @@ class Worker:
             if any(map(self.folder.failure, members)):
                 continue
             for member in members:
-                twin = self._twin(member, members)
+                twin = twin_of(member, members)
                 if self._is_due(member, twin):
                     with locked(self.folder.sae(member).folder / "lock", wait=False) as free:
                         # another worker may have finished it since
@@ -117,15 +116,6 @@ class Worker:
             return False
         waits = twin is not None and not self.folder.sae(twin).is_measured and not self.folder.failure(twin)
         return not (waits and sae.is_trained)
-
-    def _twin(self, member: Member, members: list[Member]) -> Member | None:
-        """The baseline's SAE with exactly the same weights as this SAE. Its measures are taken over, so it is measured
-        first. None if there is none.
-        """
-        if not ARMS[member.trained_as].keeps_primary:
-            return None
-        baselines = (other for other in members if other.trained_as == BASELINE)
-        return next((other for other in baselines if other.seed == member.seed), None)
 
     def _work_on(self, member: Member, twin: Member | None, stop: StopRequest) -> None:
         """Trains and measures an SAE. If it fails, the reason is written into its folder. Raises UserError if that
@@ -262,15 +252,14 @@ class Worker:
         return self._caches[train_tokens]
 
     def _harvested(self, tokens: dict[str, int]) -> ActivationCache:
-        path = self.folder.path / "harvest.json"
         with locked(self.folder.path / "harvest.lock"):
-            note = read_object(path)
-            if not (note and is_held(note["cache"], note["fingerprint"], tokens)):
+            note = read_object(self.folder.harvest)
+            if not self.folder.is_harvested(tokens):
                 start = time.perf_counter()
                 cache = self.source.open(tokens | {"train": max(tokens["train"], self.plan.most_tokens)})
                 seconds = time.perf_counter() - start + note.get("seconds", 0.0)
                 note = {"cache": str(cache.folder.resolve()), "fingerprint": cache.fingerprint, "seconds": seconds}
-                files.write_json(path, note)
+                files.write_json(self.folder.harvest, note)
         # it is known to fit, so the text is not gathered and the model is not loaded
         return ActivationCache(note["cache"], tokens, self.source.recipe.harvest.norm_limit)
 
