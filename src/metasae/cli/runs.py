@@ -194,6 +194,9 @@ def sweep(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="the sweep's folder; runs/RECIPE-sweep by default")] = None,
     device: Device = "cpu",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print cells and estimated hours, write nothing; exit code 1: cannot run")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Trains many variants of a recipe on one harvest and writes a table, a Pareto front and the best recipe.
@@ -215,8 +218,11 @@ def sweep(
         overrides=overrides(set_, seeds, None),
         device=device,
         show=not as_json,
+        dry_run=dry_run,
     )
     print_json(result, as_json)
+    if dry_run and not result["fits"]:
+        raise typer.Exit(1)
 
 
 def _planned(

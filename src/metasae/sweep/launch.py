@@ -21,7 +21,7 @@ from metasae.recipe.meaning import notes_on, refuse_what_cannot_be_meant
 from metasae.recipe.recipe import Recipe
 from metasae.sweep import pareto
 from metasae.sweep.folder import DONE, FAILED, OPEN, STOPPED, Cell, SweepFolder
-from metasae.sweep.plan import Plan, asked_plan, claim
+from metasae.sweep.plan import Plan, asked_plan, claim, joined
 
 POLL_SECONDS = 0.5
 
@@ -40,6 +40,7 @@ def sweep(
     objectives: Sequence[str] | None = None,
     named: str | None = None,
     show: bool = True,
+    dry_run: bool = False,
 ) -> dict:
     """Trains and measures every setting of a grid, a named ablation or a search, and compares each with solo; returns
     the content of sweep.json.
@@ -51,8 +52,9 @@ def sweep(
     copied there at the end. overrides: as in `metasae.run`; a sweep measures less than a run
     (`metasae.sweep.plan.light`) unless overrides ask for more. objectives: keys of the catalogue with a better
     direction, the fidelity first; None takes FVU and the known features that the recipe measures. early_stop: see
-    `metasae.sweep.pareto`. A folder with the same sweep is continued, and what failed is tried again. Raises UserError
-    for anything the user can correct, Interrupted after a signal, when the state is saved.
+    `metasae.sweep.pareto`. dry_run: write nothing, and return what the sweep would do and how long it would take
+    (`metasae.sweep.preview`). A folder with the same sweep is continued, and what failed is tried again. Raises
+    UserError for anything the user can correct, Interrupted after a signal, when the state is saved.
     """
     changed = {**(overrides or {}), **({} if seeds is None else {"seeds": seeds})}
     plan, folder = asked_plan(recipe, out, changed, device, grid or (), search, named, objectives, early_stop)
@@ -65,13 +67,11 @@ def sweep(
         # raises UserError if Optuna is missing, before anything is trained
         from metasae.sweep.search import open_storage
 
-        copies = open_storage(storage) if storage else None
+        copies = open_storage(storage) if storage and not dry_run else None
     progress = Progress(show)
-    recipes = [plan.base, *(setting.recipe(plan.base) for setting in plan.settings)]
-    for recipe_of_cell in recipes:
-        refuse_what_cannot_be_meant(recipe_of_cell)
-    for note in dict.fromkeys(chain.from_iterable(map(notes_on, recipes))):
-        progress.say(f"note: {note}")
+    _check_recipes(plan, progress)
+    if dry_run:
+        return _preview(folder, joined(folder, plan), workers, device, progress)
     try:
         plan = open_cells(folder, plan)
         _work(folder, plan, workers, device, progress)
@@ -79,6 +79,26 @@ def sweep(
         why = str(error) or "stopped at once; what is done is kept"
         raise Interrupted(f"{why}. Continue with the same command; the sweep is in {folder.path}") from None
     return conclude(folder, plan, show, copies)
+
+
+def _check_recipes(plan: Plan, progress: Progress) -> None:
+    """Raises UserError for a cell whose values contradict each other; shows the notes on all cells."""
+    recipes = [plan.base, *(setting.recipe(plan.base) for setting in plan.settings)]
+    for recipe in recipes:
+        refuse_what_cannot_be_meant(recipe)
+    for note in dict.fromkeys(chain.from_iterable(map(notes_on, recipes))):
+        progress.say(f"note: {note}")
+
+
+def _preview(folder: SweepFolder, plan: Plan, workers: int, device: str, progress: Progress) -> dict:
+    from metasae.sweep.preview import preview
+    from metasae.sweep.preview_table import print_preview
+
+    places = devices(device, workers) if workers > 1 else [device]
+    result = preview(folder, plan, places, threads_of_each(workers), progress)
+    if progress.enabled:
+        print_preview(result)
+    return result
 
 
 def open_cells(folder: SweepFolder, plan: Plan) -> Plan:
@@ -194,10 +214,20 @@ def _start(folder: SweepFolder, device: str, number: int, of: int) -> tuple[subp
     """Starts a worker in a session of its own, so that a Ctrl-C reaches it only once, through this process."""
     log = folder.path / "workers" / f"{platform.node()}-{os.getpid()}-{number}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // of)), **os.environ}
+    threads = threads_of_each(of)
+    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     command = [sys.executable, "-m", "metasae.sweep", str(folder.path), device]
     with log.open("w") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True), log
+
+
+def threads_of_each(workers: int) -> int | None:
+    """Threads of a worker: its share of the cores. None, those of this process, for a single worker and if
+    OMP_NUM_THREADS says how many.
+    """
+    if workers == 1 or "OMP_NUM_THREADS" in os.environ:
+        return None
+    return max(1, (os.cpu_count() or 1) // workers)
 
 
 def _last_words(process: subprocess.Popen, log: Path) -> str:
