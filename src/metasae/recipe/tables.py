@@ -292,9 +292,12 @@ class Births(Table):
         ".33 normal",
     )
     firings: int = Field(3, ge=2, description="fewest firings in the window for each of the two latents of a split")
-    encoder: Literal["ridge", "duals", "change", "parent"] = Field(
-        "ridge", description="how the encoder rows of the new latents are made"
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_former_key(cls, values, info: ValidationInfo):
+        # earlier runs could choose how encoder rows are made; the kind that was chosen by default is what remains
+        return {key: values[key] for key in values if key != "encoder"} if is_stored(info) else values
 
 
 class Train(Table):

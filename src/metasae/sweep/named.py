@@ -98,6 +98,9 @@ def _atomic(base: Recipe) -> list[Setting]:
         "joint": {**plain, **penalty},
         "matryoshka, five levels": nested,
         "atomic without births": {**NO_PENALTY, **births},
+        "atomic, higher k": {**NO_PENALTY, "sae.k": more(1.1)},
+        "matryoshka, two levels, higher k": {**nested, "sae.prefixes": [0.25, 1.0], "sae.k": more(1.25)},
+        "nesting alone": {**NO_PENALTY, **margin, **births},
         "births alone": {**NO_PENALTY, **nest, **margin},
         "margin alone": {**NO_PENALTY, **nest, **births},
         "margin alone, kept": {**NO_PENALTY, **nest, **births, "train.margin.start": 0.2, "train.margin.end": 0.2},
@@ -106,7 +109,9 @@ def _atomic(base: Recipe) -> list[Setting]:
         "atomic-joint": penalty,
         **{name: {**plain, "train.penalties": {name: STRENGTHS[name]}} for name in ("ortsae", "c2r")},
         "solo, higher k": {**plain, "sae.k": more(1.1)},
-        "matryoshka, two levels, higher k": {**nested, "sae.prefixes": [0.25, 1.0], "sae.k": more(1.25)},
+        "nesting let go early": {**NO_PENALTY, "train.nest.hold": 0.1, "train.nest.gone": 0.3},
+        "nesting let go late": {**NO_PENALTY, "train.nest.hold": 0.5, "train.nest.gone": 0.75},
+        "births of any latents": {**NO_PENALTY, "train.births.two_points": 0.0},
     }
     return [Setting(values, kind) for kind, values in rows.items()]
 

@@ -11,9 +11,10 @@ Over a window of steps: count, mean m, variance V, skew g and kurtosis q of rho,
     two_points_i = (g^2 + 1) / q        1 where rho takes two values, as for two senses that exclude each other
     gain_i = E_i V_i                    squared error along v_i per token, which two latents in its place would not have
     use_j  = E_j                        squared activation of latent j per token
+    loss_j = use_j left_j               left_j: the share of row j that four other rows cannot rebuild (spare.py)
 
 Of the latents that pass `train.births.two_points` and `firings`, those of largest gain are split. The second half of
-each takes the place of the least useful latent j that is left, if gain_i > use_j. Two values with the moments of rho
+each takes the place of the latent j of least loss that is left, if gain_i > loss_j. Two values with the moments of rho
 are
 
     share+ = (1 - g / sqrt(4 + g^2)) / 2,    rho+- = m +- sqrt(V) sqrt(share-+ / share+-)
@@ -34,7 +35,10 @@ from metasae.sae.gradients import Reconstruction
 from metasae.sae.spread import Whole
 from metasae.train.learner import Learner
 from metasae.train.moves.newborn import Twins, twins
+from metasae.train.moves.spare import left_over
 
+# Every so many steps of a window are looked at: a look costs about a fourth of a step, and half as many tell as much.
+EVERY = 2
 # Length of the vector that turns a unit axis v in a step.
 TURN = 0.1
 # Share of the promised error that the births of a window must save for births to go on.
@@ -76,18 +80,18 @@ def evidence(moments_N6: np.ndarray, tokens: int) -> Evidence:
     return Evidence(count, m1, variance, skew, two_points, moments_N6[:, 5] / max(tokens, 1))
 
 
-def chosen(stats: Evidence, spec: Spec, most: int) -> list[tuple[int, int]]:
+def chosen(stats: Evidence, loss_N: np.ndarray, spec: Spec, most: int) -> list[tuple[int, int]]:
     """(parent, child) of each birth, largest gain first: the latent to split, and the one whose place the second half
-    takes. Ties go to the lower latent. most: births at most.
+    takes. Ties go to the lower latent. loss: float64 [n], as above. most: births at most.
     """
     upper = two_values(stats.mean, stats.variance, stats.skew)[0]
     may = (stats.two_points >= spec.two_points) & (stats.count * np.minimum(upper, 1 - upper) >= spec.firings)
     parents = [int(i) for i in np.argsort(-stats.gain, kind="stable") if may[i] and stats.gain[i] > 0][:most]
     taken, pairs = set(parents), []
-    poorest = iter(np.argsort(stats.use, kind="stable"))
+    poorest = iter(np.argsort(loss_N, kind="stable"))
     for parent in parents:
         child = next((int(j) for j in poorest if int(j) not in taken), None)
-        if child is None or stats.use[child] >= stats.gain[parent]:
+        if child is None or loss_N[child] >= stats.gain[parent]:
             break
         pairs.append((parent, child))
     return pairs
@@ -128,7 +132,9 @@ class Births:
         return done <= self.last or bool(self.open_records())
 
     def is_looking(self, done: int) -> bool:
-        """Whether the step after `done` steps belongs to a window."""
+        """Whether the step after `done` steps is looked at: one of EVERY in a window."""
+        if done % EVERY:
+            return False
         end = (done // self.every + 1) * self.every
         return end - self.spec.window <= done and self.ends_window(end)
 
@@ -168,12 +174,17 @@ class Births:
         self._follow(stats, done)
         pairs = []
         if done <= self.last and self.stopped_at is None:
-            pairs = chosen(stats, self.spec, round(self.spec.share * self.n))
+            pairs = chosen(stats, self._losses(stats), self.spec, round(self.spec.share * self.n))
         if pairs:
             self._write(pairs, stats, done)
         self.moments_N6.zero_()
         self.tokens = 0
         return len(pairs)
+
+    def _losses(self, stats: Evidence) -> np.ndarray:
+        W_ND = self.spread.all_latents(self.learner.weights.W_dec_ND)
+        live = torch.from_numpy(stats.count > 0).to(W_ND.device)
+        return stats.use * left_over(W_ND, live).double().cpu().numpy()
 
     def _follow(self, stats: Evidence, done: int) -> None:
         late = self.open_records()
@@ -193,7 +204,7 @@ class Births:
         # orthogonal to w, as it was when rho was computed
         v = torch.nn.functional.normalize(v - torch.linalg.vecdot(v, w)[:, None] * w, dim=1)
         upper, lower = (torch.tensor([float(fit[side]) for fit in fits]).to(w) for side in (1, 2))
-        pair: Twins = twins(w, v, e, upper, lower, self.spec.encoder)
+        pair: Twins = twins(w, v, e, upper, lower)
         self._put(parents, pair.a_MD, pair.enc_a_MD)
         self._put(children, pair.b_MD, pair.enc_b_MD)
         self._inherit(parents, children)

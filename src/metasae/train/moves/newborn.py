@@ -26,21 +26,16 @@ class Twins:
     enc_b_MD: Tensor
 
 
-def twins(w_MD: Tensor, v_MD: Tensor, e_MD: Tensor, upper_M: Tensor, lower_M: Tensor, encoder: str) -> Twins:
-    """w, v, e: the parents' decoder rows, axes and encoder rows. encoder: `train.births.encoder`."""
+def twins(w_MD: Tensor, v_MD: Tensor, e_MD: Tensor, upper_M: Tensor, lower_M: Tensor) -> Twins:
+    """w, v, e: the parents' decoder rows, axes and encoder rows. upper, lower: rho+ and rho-."""
     a, b = (torch.nn.functional.normalize(w_MD + rho[:, None] * v_MD, dim=1) for rho in (upper_M, lower_M))
     gamma = torch.linalg.vecdot(e_MD, w_MD)[:, None]
-    if encoder == "parent":
-        return Twins(a, b, e_MD.clone(), e_MD.clone())
-    if encoder == "change":
-        return Twins(a, b, e_MD + a - w_MD, e_MD + b - w_MD)
-    u, ridge = e_MD - gamma * w_MD, RIDGE if encoder == "ridge" else 0.0
-    c = torch.linalg.vecdot(a, b)[:, None]
-    return Twins(a, b, gamma * _dual(a, b, c, ridge) + u, gamma * _dual(b, a, c, ridge) + u)
+    u, c = e_MD - gamma * w_MD, torch.linalg.vecdot(a, b)[:, None]
+    return Twins(a, b, gamma * _dual(a, b, c) + u, gamma * _dual(b, a, c) + u)
 
 
-def _dual(a: Tensor, b: Tensor, c: Tensor, ridge: float) -> Tensor:
-    dual = (a - c * b) / (1 - c * c + ridge).clamp(min=1e-6)
+def _dual(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    dual = (a - c * b) / (1 - c * c + RIDGE)
     middle = (a + b) / 2
     short = 1 - torch.linalg.vecdot(dual, a)[:, None]
     return dual + short / torch.linalg.vecdot(middle, a)[:, None].clamp(min=1e-6) * middle
