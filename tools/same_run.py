@@ -22,7 +22,6 @@ HERE = Path(__file__).parents[1]
 DEMO = """run demo --arms solo,control,joint,atomic --seeds 2 --out runs/demo
 --set harvest.tokens=8000 --set train.tokens=16000 --set train.batch=256 --set sae.n=256 --set sae.k=8 --set meta.n=32
 --set train.dead_after=3000 --set train.meta_dead_after=3000
---set train.births.window=8 --set train.births.firings=2 --set train.births.two_points=0
 --set measure.tokens=6000 --set measure.calibration_tokens=3000 --set measure.output_tokens=1000"""
 PLANTED = "run planted --arms solo,joint --seeds 2 --out runs/planted --set train.tokens=40000"
 INTERP = "interp runs/demo --scores embedding --latents 5"

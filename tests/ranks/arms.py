@@ -95,8 +95,7 @@ def arm_trained(
                 after_step=count,
                 checkpoints=checkpoint,
             )
-    births = trainer.moves.births.records if trainer.moves.births else []
-    return trace | {"state": whole_state(trainer, ranks), "births": births}
+    return trace | {"state": whole_state(trainer, ranks)}
 
 
 def whole_state(trainer, ranks) -> dict[str, np.ndarray]:

@@ -255,9 +255,8 @@ JOINT = {
     "options": ({"b_enc": True}, {"aux_residual": "attached", "balanced": True, "renormalise": "before"}),
     "matryoshka": ({"architecture": "matryoshka", "prefixes": [0.25, 1.0]}, {"adaptive_sigma": True}),
     "jumprelu": ({"architecture": "jumprelu"}, {"meta_gradient": "full"}),
-    # births after two steps and every one
-    "atomic": ({"b_enc": True}, {"births": {"window": 1, "firings": 2, "two_points": 0.0, "share": 0.1}}),
-    "margin": ({}, {"nest": {"weight": 0.0}, "births": {"share": 0.0}}),
+    "atomic": ({"b_enc": True}, {"margin": 0.3}),
+    "margin": ({}, {"nest": {"weight": 0.0}, "margin": 0.3}),
 }
 
 

@@ -26,7 +26,6 @@ BASE = Recipe.load(
             "n_meta_steps": 2,
             "dead_after": 200,
             "k_aux": 4,
-            "births": {"window": 2, "every": 0.25, "share": 0.2, "firings": 2, "two_points": 0.0},
         },
         "arms": ["solo", "control", "joint", "sequential", "atomic", "atomic-joint"],
     }
@@ -47,12 +46,12 @@ CHANGED = {
     "train.aux_coef": 1.0, "train.aux_residual": "attached", "train.renormalise": "before",
     "train.checkpoint_every": 3, "train.dtype": "bf16",
     "train.kernels": "reference",
-    "train.nest": {"weight": 0.5}, "train.margin": {"start": 0.2}, "train.births": {"share": 0.0},
+    "train.nest": {"weight": 0.5}, "train.margin": 0.2,
 }  # fmt: skip
 OF_STEPS = ("tokens", "batch", "lr", "betas", "eps", "warmup", "decay", "clip", "dtype", "kernels", "renormalise")
 OF_AUX = ("dead_after", "k_aux", "aux_coef", "aux_residual")
 FOR_SOLO = {key for key in CHANGED if key.startswith("sae.")} | {f"train.{key}" for key in (*OF_STEPS, *OF_AUX)}
-FOR_ATOMIC = {"train.nest", "train.margin", "train.births"}
+FOR_ATOMIC = {"train.nest", "train.margin"}
 FOR_META = {key for key in CHANGED if key.startswith("meta.")} | {
     f"train.{key}" for key in ["n_primary_steps", "n_meta_steps", "meta_lr", "meta_dead_after"]
 }
@@ -138,7 +137,7 @@ def test_joint_without_a_penalty_is_solo(tmp_path):
 
 
 def test_atomic_without_its_parts_is_solo_and_with_a_penalty_joint(tmp_path):
-    bare = {"train.nest": {"weight": 0.0}, "train.margin": {"start": 0.0, "end": 0.0}, "train.births": {"share": 0.0}}
+    bare = {"train.nest": {"weight": 0.0}, "train.margin": 0.0}
     recipe = Setting(bare).recipe(BASE)
     assert trained_as(recipe, "atomic") == "solo" and sae_hash(recipe, "atomic", 0) == sae_hash(BASE, "solo", 0)
     assert trained_as(recipe, "atomic-joint") == "joint"

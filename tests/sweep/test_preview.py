@@ -229,7 +229,7 @@ def test_alike_trainings_share_a_trial():
     different = [joint, atomic, cost("solo"), cost("control")]
     different += [cost("joint", **{key: value}) for key, value in one_value.items()]
     assert len(set(different)) == len(different)
-    assert atomic == cost("atomic", train__nest={"weight": 1.0}, train__births={"share": 0.0})
+    assert atomic == cost("atomic", train__nest={"weight": 1.0}, train__margin=0.3)
     assert atomic != cost("atomic", train__nest={"weight": 0.0})
 
 

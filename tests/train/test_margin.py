@@ -1,4 +1,4 @@
-"""A margin that is let go: its schedule, what it selects against a plain loop, and the thresholds it becomes."""
+"""The margin of the arm `atomic`: what it selects against a plain loop, and the thresholds it becomes."""
 
 import pytest
 import torch
@@ -8,12 +8,11 @@ from metasae.data.split import Rows
 from metasae.errors import UserError
 from metasae.measures.firing.calibrate import calibrate
 from metasae.recipe.recipe import Recipe
-from metasae.recipe.tables import Births, Margin, Nest
+from metasae.recipe.tables import Nest
 from metasae.sae.architectures import Options, architecture
 from metasae.sae.gradients import Arithmetic, forward
 from metasae.sae.kernels import kernels
-from metasae.train import objective
-from metasae.train.moves import margin
+from metasae.train import checkpoint, objective
 from metasae.train.trainer import Trainer
 
 K, N = 3, 40
@@ -54,18 +53,17 @@ def test_selects_what_a_plain_loop_selects(name, case, b_enc):
     assert not passed.kept.dense()[:, 1].any()
 
 
-def test_the_share_holds_then_falls_to_its_end():
-    spec = Margin(start=0.4, end=0.1, hold=0.5, gone=0.75)
-    shares = [margin.share(spec, step, 100) for step in range(100)]
-    assert shares[:51] == [0.4] * 51 and shares[75:] == [0.1] * 25
-    assert shares[50:76] == pytest.approx([0.1 + 0.3 * (75 - step) / 25 for step in range(50, 76)])
-    assert margin.share(Margin(start=0.2, end=0.2, hold=1.0, gone=1.0), 99, 100) == 0.2
-    with pytest.raises(UserError, match=r"gone = 0.3 comes before hold = 0.5"):
-        Recipe.load({"train": {"margin": {"gone": 0.3}}})
+def test_a_stored_margin_that_fell_is_its_last_value():
+    former = {"train": {"margin": {"start": 0.4, "end": 0.2}, "births": {"share": 0.1}}}
+    assert Recipe.stored(former).train.margin == 0.2
+    with pytest.raises(UserError, match="births"):
+        Recipe.load({"train": {"births": {"share": 0.1}}})
+    with pytest.raises(UserError, match=r"train\.margin"):
+        Recipe.load({"train": {"margin": 0.6}})
 
 
 def test_mean_activations_are_those_of_what_fired(small_recipe, batches):
-    off = {"margin": Margin(start=0.0, end=0.0), "nest": Nest(weight=0.0), "births": Births(share=0.0)}
+    off = {"margin": 0.0, "nest": Nest(weight=0.0)}
     # in fp32, as the plain loop below computes
     recipe = small_recipe(**off, dtype="fp32")
     trainer, stream = Trainer(recipe, "atomic", 0, torch.zeros(16)), batches()
@@ -81,9 +79,7 @@ def test_mean_activations_are_those_of_what_fired(small_recipe, batches):
 
 
 def trained(small_recipe, batches, arm="atomic", scale=1.0):
-    recipe = small_recipe(
-        margin=Margin(start=0.3, end=0.2), nest=Nest(weight=0.0), births=Births(share=0.0), dtype="fp32"
-    )
+    recipe = small_recipe(margin=0.2, nest=Nest(weight=0.0), dtype="fp32")
     trainer, stream = Trainer(recipe, arm, 0, torch.zeros(16)), batches()
     for _ in range(40):
         trainer.primary_step(stream.next() * scale)
@@ -109,8 +105,24 @@ def test_thresholds_lie_above_a_common_one_by_the_margin(small_recipe, batches, 
         assert common[common.isfinite()].std() > 0
 
 
+def test_resumed_to_the_bit(small_recipe, batches, tmp_path):
+    recipe, stream = small_recipe(margin=0.3), batches()
+    inputs = [stream.next() for _ in range(30)]
+    whole, first, second = (Trainer(recipe, "atomic", 0, torch.zeros(16)) for _ in range(3))
+    for x in inputs:
+        whole.primary_step(x)
+    for x in inputs[:11]:
+        first.primary_step(x)
+    checkpoint.save(first, [], 0, tmp_path)
+    checkpoint.load(second, tmp_path)
+    for x in inputs[11:]:
+        second.primary_step(x)
+    for key, tensor in whole.primary.weights.tensors().items():
+        assert torch.equal(tensor, getattr(second.primary.weights, key)), key
+
+
 def test_other_arms_have_none(small_recipe, batches):
     for arm in ("solo", "joint"):
         trainer = Trainer(small_recipe(), arm, 0, torch.zeros(16))
         trainer.primary_step(batches().next())
-        assert trainer.moves.offset(1, trainer.primary) is None and trainer.export(1.0, {})["primary"].offset is None
+        assert trainer.changes.offset(trainer.primary) is None and trainer.export(1.0, {})["primary"].offset is None

@@ -1,4 +1,4 @@
-"""Nesting that is let go: its schedule, and its gradients against autograd on the equation."""
+"""The nesting of the arm `atomic`: its schedule, and its gradients against autograd on the equation."""
 
 import pytest
 import torch
@@ -6,17 +6,16 @@ from test_gradients import inputs, random_weights
 
 from metasae.errors import UserError
 from metasae.recipe.recipe import Recipe
-from metasae.recipe.tables import Births, Margin, Nest
+from metasae.recipe.tables import Nest
 from metasae.sae.architectures import Options, architecture
 from metasae.sae.gradients import Arithmetic, forward, sae_gradients
 from metasae.sae.kernels import kernels
 from metasae.sae.spread import WHOLE
 from metasae.train import objective
-from metasae.train.moves import nest
+from metasae.train.atomic import Atomic, weight
 from metasae.train.trainer import Trainer
 
 K, N = 3, 40
-OFF = Margin(start=0.0, end=0.0)
 
 
 def nested_loss(x, weights, ends, beta):
@@ -35,7 +34,7 @@ def nested_loss(x, weights, ends, beta):
 def test_gradients_equal_autograd(name, case, shares):
     weights, x = random_weights(N, 16, 1), inputs(case)
     spec = Nest(shares=shares, weight=0.3, hold=0.5, gone=1.0)
-    prefixes = nest.prefixes(spec, 75, 100, N, WHOLE)
+    prefixes = Atomic(spec, 0.0, 100).prefixes(75, N, WHOLE)
     assert prefixes.weights == pytest.approx((0.15,) * len(shares) + (1.0,))
     leaves = type(weights)(**{key: tensor.clone().requires_grad_() for key, tensor in weights.tensors().items()})
     wanted = nested_loss(x, leaves, prefixes.ends, 0.15)
@@ -53,12 +52,12 @@ def test_gradients_equal_autograd(name, case, shares):
 
 def test_the_weight_holds_then_falls_to_nothing():
     spec = Nest(weight=0.3, hold=0.25, gone=0.5)
-    weights = [nest.weight(spec, step, 100) for step in range(100)]
+    weights = [weight(spec, step, 100) for step in range(100)]
     assert weights[:26] == [0.3] * 26 and weights[50:] == [0.0] * 50
     assert weights[25:51] == pytest.approx([0.3 * (50 - step) / 25 for step in range(25, 51)])
-    assert nest.prefixes(spec, 50, 100, N, WHOLE) is None
-    assert nest.weight(Nest(weight=0.3, hold=0.4, gone=0.4), 40, 100) == 0
-    assert nest.weight(Nest(weight=0.3, hold=1.0, gone=2.0), 99, 100) == 0.3
+    assert Atomic(spec, 0.0, 100).prefixes(50, N, WHOLE) is None
+    assert weight(Nest(weight=0.3, hold=0.4, gone=0.4), 40, 100) == 0
+    assert weight(Nest(weight=0.3, hold=1.0, gone=2.0), 99, 100) == 0.3
 
 
 def test_it_cannot_be_gone_before_it_falls():
@@ -66,8 +65,8 @@ def test_it_cannot_be_gone_before_it_falls():
         Recipe.load({"train": {"nest": {"gone": 0.2}}})
 
 
-def test_without_weight_and_births_atomic_is_solo(small_recipe, batches):
-    recipe = small_recipe(nest=Nest(weight=0.0), births=Births(share=0.0), margin=OFF)
+def test_without_weight_and_margin_atomic_is_solo(small_recipe, batches):
+    recipe = small_recipe(nest=Nest(weight=0.0), margin=0.0)
     solo, atomic = (Trainer(recipe, arm, 0, torch.zeros(16)) for arm in ("solo", "atomic"))
     for trainer in (solo, atomic):
         stream = batches()
@@ -83,7 +82,7 @@ def test_first_latents_rebuild_more_alone_where_they_are_nested(small_recipe, ba
     """What nesting is for: the prefix's own error is smaller with it than without."""
     errors = {}
     for beta in (0.0, 1.0):
-        recipe = small_recipe(nest=Nest(weight=beta, gone=2.0), births=Births(share=0.0), margin=OFF)
+        recipe = small_recipe(nest=Nest(weight=beta, gone=2.0), margin=0.0)
         trainer, stream = Trainer(recipe, "atomic", 0, torch.zeros(16)), batches()
         for _ in range(200):
             trainer.primary_step(stream.next())

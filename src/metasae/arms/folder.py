@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 MEASURED_SPLITS = ("splits", "merges")
 SAME_SEED_SPLITS = ("same_seed_splits", "same_seed_merges")
 SPLITS = MEASURED_SPLITS + SAME_SEED_SPLITS
-BIRTHS = "births.json"
 _NAME = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
 
 
@@ -31,7 +30,7 @@ _NAME = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
 class Arm:
     """One arm with one seed.
 
-    folder: has primary/ and perhaps meta/, firings/, measures.json, births.json, interp.json, metrics.jsonl.
+    folder: has primary/ and perhaps meta/, firings/, measures.json, interp.json, metrics.jsonl.
     """
 
     name: str
@@ -83,15 +82,6 @@ class Arm:
         object.
         """
         return read_object(self.folder / "measures.json")
-
-    def births(self) -> dict:
-        """births.json: every birth of its training, and what became of it once that is measured; {} where the arm
-        makes none.
-        """
-        return read_object(self.folder / BIRTHS)
-
-    def write_births(self, births: dict) -> None:
-        files.write_json(self.folder / BIRTHS, births)
 
     def interp(self) -> dict:
         """The content of interp.json; {} if there are no scores."""

@@ -112,8 +112,6 @@ def train_arm(
         for line in lines:
             source.progress.say(f"{arm.label}: {line}")
         if ranks.first:
-            if births := trainer.moves.births:
-                arm.write_births({"stopped_at": births.stopped_at, "records": births.records})
             shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
         ranks.wait()
     return seconds
@@ -240,15 +238,9 @@ def measure_arm(
             ranks=ranks,
             # the SAE of `train.init` met no spike-ins
             truth=None if arm == source.init else source.spike_truth(arm.seed, evaluation_of(cache, spec)),
-            births=arm.births(),
             dtype=recipe.train.dtype,
         )
-    fates = result.get("births", {}).pop("fates", [])
     if ranks.first:
-        if fates:
-            births = arm.births()
-            records = [record | fate for record, fate in zip(births["records"], fates, strict=True)]
-            arm.write_births(births | {"records": records})
         files.write_json(arm.folder / "measures.json", result)
     ranks.wait()
     return reference

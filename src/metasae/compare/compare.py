@@ -78,7 +78,7 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
     Keys: conditions (the same for all arms), arms {arm: seeds, means, intervals, values, blocks}, missing (arms not
     measured yet), stale (arms whose auto-interp scores are left out, as they are of an earlier SAE), baseline, pairs
     {"joint vs solo": {measure: a, b, difference, percent, ci95, n_seeds, values ...}}, trained, verdict (a list of
-    {kind, text}), births ({arm: {seed: made, alive, ...}}, where an arm makes births).
+    {kind, text}).
     baseline: the arm that the others are compared with; None takes solo, or the first arm if there is no solo. Raises
     UserError if nothing is measured or the arms were not measured under the same conditions.
     """
@@ -101,7 +101,6 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
     }
     comparison["trained"] = trained_enough(comparison, [entry.arm for entry in measured], *_training(run_folder))
     comparison["verdict"] = verdict_of(comparison)
-    comparison |= _births(arms)
     files.write_json(run_folder / "compare.json", comparison)
     files.write_text(run_folder / "compare.md", as_markdown(comparison))
     return comparison
@@ -138,16 +137,6 @@ def _missed_l0(run_folder: Path, measured: list[Measured]) -> dict:
     calibrations = {entry.arm.label: entry.measures.get("calibration", {}) for entry in measured}
     missed = missed_by(calibrations, Recipe.stored(path).sae) if path.is_file() else {}
     return {"missed_l0": missed} if missed else {}
-
-
-def _births(arms: dict[str, dict[int, Measured]]) -> dict:
-    """{"births": what became of each arm's births, by seed}; {} where no arm makes any."""
-    births = {
-        arm: {str(seed): entry.measures["births"] for seed, entry in by_seed.items() if "births" in entry.measures}
-        for arm, by_seed in arms.items()
-    }
-    births = {arm: of_arm for arm, of_arm in births.items() if of_arm}
-    return {"births": births} if births else {}
 
 
 def _numbers(by_seed: dict[int, Measured]) -> dict[str, Numbers]:

@@ -59,7 +59,6 @@ def as_markdown(comparison: dict) -> str:
         comparison=comparison,
         pairs=by_pair(comparison["pairs"]),
         conditions_line=conditions_line,
-        births_lines=births_lines(comparison),
     )
 
 
@@ -96,24 +95,6 @@ def source_lines(conditions: dict) -> list[str]:
         *([f"L0 misses k by more than a tenth: {', '.join(missed)}."] if missed else []),
         *(f"{trained_otherwise(label, different)}." for label, different in otherwise.items()),
     ]
-
-
-def births_lines(comparison: dict) -> list[str]:
-    """A line for each arm that makes births: how many, and what became of them, a number a seed."""
-    return [_births_line(arm, by_seed) for arm, by_seed in comparison.get("births", {}).items()]
-
-
-def _births_line(arm: str, by_seed: dict[str, dict]) -> str:
-    def of_seeds(key: str, form: str, none: str = "-") -> str:
-        values = [births[key] for births in by_seed.values()]
-        return ", ".join(none if value is None else form.format(value) for value in values)
-
-    stopped = of_seeds("stopped_at", "{:,}", "never")
-    return (
-        f"Births of {arm} (seed{'s' if len(by_seed) > 1 else ''} {', '.join(by_seed)}): {of_seeds('made', '{}')} made, "
-        f"{of_seeds('alive', '{}')} newborns alive at the end; median of error saved over error promised: "
-        f"{of_seeds('median_saved', '{:.0%}')}; stopped by themselves at step: {stopped}."
-    )
 
 
 def trained_otherwise(label: str, different: dict[str, list]) -> str:

@@ -32,7 +32,7 @@ def trained_enough(comparison: dict, arms: Sequence[Arm], decay: float, own_star
     (`train.init`), r says nothing about training and counts as not known. enough: False if a known number misses its
     limit; None if none does but r is not known, as with one seed.
 
-    The fall leaves out arms of `atomic`: the FVU of such an arm falls whenever its margin does, however long it trains.
+    The fall leaves out arms of `atomic`: the FVU of such an arm falls after its nesting, however long it trains.
     """
     means = comparison["arms"][comparison["baseline"]]["means"]
     recovered, ceiling = (means.get(f"spikes.{key}") for key in ("recovery_f1", "ceiling_f1"))

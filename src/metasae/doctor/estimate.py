@@ -166,12 +166,10 @@ def sae_bytes(n: int, d: int) -> int:
 
 def checkpoint_bytes(recipe: Recipe, d: int) -> int:
     """Bytes of a checkpoint: weights and both moments in fp32, counters (one int64 and two fp32), for the primary and
-    the meta SAE; with births also axes in fp32 and six sums in fp64.
+    the meta SAE.
     """
     sae, meta = recipe.sae, recipe.meta
     size = 3 * 4 * _numbers(sae, d, sae.b_enc) + 16 * sae.n
-    if recipe.train.births.share and any(ARMS[arm].atomic for arm in recipe.arms):
-        size += (4 * d + 6 * 8) * sae.n
     return size + (3 * 4 * _numbers(meta, d, False) + 16 * meta.n) * _any_meta(recipe)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from metasae import files
 from metasae.arms.folder import RunFolder
 from metasae.compare.compare import compare
-from metasae.compare.tables import births_lines, source_lines, summary_table
+from metasae.compare.tables import source_lines, summary_table
 from metasae.errors import UserError
 from metasae.explore.pages import queries
 from metasae.explore.store.schema import STORE
@@ -81,7 +81,7 @@ def print_conclusion(result: dict) -> None:
     # the title is the folder's name, as in compare.json
     print_whole(summary_table({**result, "run": Path(result["run"]).resolve().name}), console)
     verdict = [line["text"] for line in result["verdict"]]
-    for line in [*verdict, *births_lines(result), *source_lines(result["conditions"])]:
+    for line in [*verdict, *source_lines(result["conditions"])]:
         console.print(line, highlight=False, markup=False)
     print(f"Report: {result['report']}")
 

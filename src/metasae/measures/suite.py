@@ -24,7 +24,6 @@ from metasae.data.text import text as texts
 from metasae.data.text.token_text import text_of_token
 from metasae.errors import UserError
 from metasae.files import json_safe
-from metasae.measures.cofiring.births import fate_of_births
 from metasae.measures.cofiring.cooccurrence import pair_statistics
 from metasae.measures.cofiring.dependence import dependence
 from metasae.measures.cofiring.excess import excess_phi
@@ -140,7 +139,6 @@ def measure_sae(
     folder: Path | None = None,
     ranks: Ranks = ALONE,
     truth: SpikeTruth | None = None,
-    births: dict | None = None,
     dtype: str = "auto",
 ) -> dict:
     """Calibrates the SAE where it has no threshold yet, and measures it on the evaluation split; the result is JSON as
@@ -155,9 +153,8 @@ def measure_sae(
     SAE (see above), and get the same.
     truth: the spike-ins that the SAE was trained on, in the evaluation tokens; None for an SAE that met none. All else
     is measured on text without spike-ins.
-    births: the births of the SAE's training, as births.json has them; None or {} without.
     Keys: conditions, calibration, fidelity, cooccurrence, decomposability, spikes, concepts (of a text), senses, truth
-    (of a planted world), births, settings (what of the recipe decided them). A number that does not exist is null.
+    (of a planted world), settings (what of the recipe decided them). A number that does not exist is null.
     `leave_one_out`, beside some numbers, has them without each block of documents. Raises UserError when a split is
     empty or the SAE never fires.
     """
@@ -184,7 +181,6 @@ def measure_sae(
         "cooccurrence": phi | {part: parts[part] for part in PAIR_PARTS if parts[part]},
         "decomposability": parts["decomposability"],
         **{part: parts[part] for part in ("spikes", "concepts", "senses", "truth") if parts[part]},
-        **({"births": fate_of_births(births, firings)} if births else {}),
         "settings": spec.settings,
     }
     return json_safe(measures)

@@ -43,7 +43,7 @@ RENAMED = {
 class ArmRules:
     """How an arm is trained. meta: it trains a meta SAE. after: the meta SAE is trained after the primary, not beside
     it. penalty: the primary pays for decoder rows that the meta SAE can rebuild. atomic: it is trained with
-    `train.nest`, `train.margin` and `train.births`.
+    `train.nest` and `train.margin`.
     """
 
     meta: bool = False

@@ -229,21 +229,9 @@ class Meta(Dictionary):
     )
 
 
-class LetGo(Table):
-    """A table of a value that is constant until the share `hold` of all steps and has fallen to its end at the share
-    `gone`.
-    """
-
-    @model_validator(mode="after")
-    def _falls(self):
-        if self.gone < self.hold:
-            raise ValueError(f"gone = {self.gone:g} comes before hold = {self.hold:g}")
-        return self
-
-
-class Nest(LetGo):
+class Nest(Table):
     """Nesting early in training, in the arms `atomic` and `atomic-joint`: the first latents also have to rebuild the
-    input without the others (`metasae.train.moves.nest`). Times are shares of all steps.
+    input without the others (`metasae.train.atomic`). Times are shares of all steps.
     """
 
     shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
@@ -257,47 +245,11 @@ class Nest(LetGo):
         0.5, ge=0, description="share of all steps at which it has fallen to 0; above 1: it does not reach 0"
     )
 
-
-class Margin(LetGo):
-    """A margin above the threshold, in the arms `atomic` and `atomic-joint`: a latent's threshold lies above the common
-    one by a share of its own mean activation. The share falls during training (`metasae.train.moves.margin`). Times are
-    shares of all steps.
-    """
-
-    start: float = Field(0.4, ge=0, lt=1, description="the share until `hold`; at .6 too few latents fire")
-    end: float = Field(0.1, ge=0, lt=1, description="the share from `gone` on; the exported thresholds contain it")
-    hold: float = Field(0.5, ge=0, le=1, description="share of all steps until which `start` holds")
-    gone: float = Field(0.75, ge=0, le=1, description="share of all steps from which `end` holds")
-
-
-class Births(Table):
-    """Births, in the arms `atomic` and `atomic-joint`: a latent whose firings look like two concepts is split into two
-    (`metasae.train.moves.births`). Times are shares of all steps.
-    """
-
-    share: float = Field(0.0175, ge=0, le=1, description="most births at one time, as a share of n; 0: no births")
-    every: float = Field(0.1, gt=0, le=1, description="time between births, as a share of all steps")
-    until: float = Field(0.75, ge=0, le=1, description="no births after this share of all steps")
-    window: int = Field(
-        400,
-        ge=1,
-        description="births are decided by the firings of this many steps before them; also the fewest steps between "
-        "two times of births",
-    )
-    two_points: float = Field(
-        0.42,
-        ge=0,
-        le=1,
-        description="least (skew^2 + 1) / kurtosis of a latent that is split: 1 for two points, .56 uniform, "
-        ".33 normal",
-    )
-    firings: int = Field(3, ge=2, description="fewest firings in the window for each of the two latents of a split")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_former_key(cls, values, info: ValidationInfo):
-        # earlier runs could choose how encoder rows are made; the kind that was chosen by default is what remains
-        return {key: values[key] for key in values if key != "encoder"} if is_stored(info) else values
+    @model_validator(mode="after")
+    def _falls(self):
+        if self.gone < self.hold:
+            raise ValueError(f"gone = {self.gone:g} comes before hold = {self.hold:g}")
+        return self
 
 
 class Train(Table):
@@ -336,8 +288,13 @@ class Train(Table):
     penalty_every: int = Field(1, ge=1, description="further penalties act on every c-th primary step, multiplied by c")
     penalty_start: float = Field(0.0, ge=0, le=1, description="share of all steps before any penalty is charged")
     nest: Nest = Nest()
-    margin: Margin = Margin()
-    births: Births = Births()
+    margin: float = Field(
+        0.1,
+        ge=0,
+        lt=0.6,
+        description="in the arms `atomic` and `atomic-joint` a latent's threshold lies above the common one by this "
+        "share of its own mean activation (`metasae.train.atomic`); 0: no margin; at .6 too few latents fire",
+    )
     n_primary_steps: int = Field(10, ge=1, description="steps of the primary SAE in a round")
     n_meta_steps: int = Field(5, ge=1, description="steps of the meta SAE after them in the round")
     lr: float = Field(1e-3, gt=0, description="learning rate of the primary SAE")
@@ -369,6 +326,16 @@ class Train(Table):
         "fast", description="fast, triton (a GPU), the slow reference, or auto: what suits the device"
     )
     checkpoint_every: int = Field(500, ge=1, description="primary steps between two checkpoints")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_keys(cls, values, info: ValidationInfo):
+        # earlier runs made births, and had a margin that fell; the exported thresholds have its last value
+        if not is_stored(info):
+            return values
+        margin = values.get("margin", 0.0)
+        last = {"margin": margin.get("end", 0.1)} if isinstance(margin, dict) else {}
+        return {key: value for key, value in values.items() if key != "births"} | last
 
     @model_validator(mode="after")
     def _known_penalties(self, info: ValidationInfo):

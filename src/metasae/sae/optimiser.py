@@ -48,13 +48,6 @@ class UnitRowAdam:
         if self.renormalise == "after":
             unit_rows_(W)
 
-    def forget(self, rows: list[int]) -> None:
-        """Sets the moments of these latents to zero."""
-        for name, tensor in self.weights.tensors().items():
-            if name != "b_dec_D":
-                for moment in ("exp_avg", "exp_avg_sq"):
-                    self.adam.state[tensor][moment][rows] = 0
-
     def state(self) -> dict[str, Tensor]:
         """Moments and step count, by weight name; empty before the first step."""
         out = {}

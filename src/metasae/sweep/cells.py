@@ -20,7 +20,7 @@ DECOMPOSABILITY = ("lambda2", "sigma_sq", "adaptive_sigma", "balanced", "meta_gr
 FURTHER = ("penalties", "penalty_every")
 ANY_PENALTY = ("penalty_start",)
 # Keys that only the arms `atomic` and `atomic-joint` use.
-ATOMIC = ("nest", "margin", "births")
+ATOMIC = ("nest", "margin")
 # Keys that only a meta SAE uses, besides the table `meta`.
 META = ("n_primary_steps", "n_meta_steps", "meta_lr", "meta_dead_after")
 # Keys that change no result: they only say when the state is saved.
@@ -62,13 +62,13 @@ class Member:
 
 
 def trained_as(recipe: Recipe, arm: str) -> str:
-    """The arm whose training is the same: an arm without any penalty, nesting, margin and births is trained as the
+    """The arm whose training is the same: an arm without any penalty, nesting and margin is trained as the
     baseline, for example.
     """
     rules, train = ARMS[arm], recipe.train
     if rules.penalty and not (recipe.has_meta(arm) or recipe.charged(arm)):
         rules = replace(rules, meta=False, penalty=False)
-    if not (train.nest.weight or train.margin.start or train.margin.end or train.births.share):
+    if not (train.nest.weight or train.margin):
         rules = replace(rules, atomic=False)
     return next(name for name, others in ARMS.items() if others == rules)
 

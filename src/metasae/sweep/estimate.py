@@ -27,7 +27,7 @@ from metasae.sweep.remaining import Row, Work
 # faster than the trial.
 SAME_COST = (
     "tokens", "lr", "meta_lr", "warmup", "decay", "betas", "eps", "clip", "sigma_sq", "penalty_start", "dead_after",
-    "meta_dead_after", "aux_coef", "margin", "births", "checkpoint_every",
+    "meta_dead_after", "aux_coef", "margin", "checkpoint_every",
 )  # fmt: skip
 
 

@@ -78,40 +78,40 @@ def _kinds(base: Recipe) -> tuple[list[Setting], dict]:
 
 def _atomic(base: Recipe) -> list[Setting]:
     """Settings that show which objective, and which of its parts, recovers known features; the most informative
-    first.
+    first. The learning rate changes recovery as much as the objective does, so the main ones are also trained at half
+    of it and at twice.
     """
-    nest, births = {"train.nest.weight": 0.0}, {"train.births.share": 0.0}
-    margin = {"train.margin.start": 0.0, "train.margin.end": 0.0}
-    plain = {**NO_PENALTY, **nest, **margin, **births}
-    nested = {**plain, "sae.architecture": "matryoshka"}
+    plain = {**NO_PENALTY, "train.nest.weight": 0.0, "train.margin": 0.0}
+    two_levels = {**plain, "sae.architecture": "matryoshka", "sae.prefixes": [0.25, 1.0]}
     penalty = {"train.lambda2": base.train.lambda2 or 0.3}
 
-    def more(factor: float) -> int:
-        return min(max(base.sae.k + 1, round(factor * base.sae.k)), base.sae.n)
+    def more(factor: float) -> dict:
+        return {"sae.k": min(max(base.sae.k + 1, round(factor * base.sae.k)), base.sae.n)}
 
+    main = {"solo": plain, "atomic": NO_PENALTY, "matryoshka, two levels": two_levels}
+    rates = {
+        f"{name}, learning rate x {factor:g}": {**values, "train.lr": factor * base.train.lr}
+        for factor in (2, 0.5)
+        for name, values in main.items()
+    }
     rows = {
-        "solo": plain,
-        "atomic": NO_PENALTY,
-        "matryoshka, two levels": {**nested, "sae.prefixes": [0.25, 1.0]},
-        "atomic without margin": {**NO_PENALTY, **margin},
-        "atomic without nesting": {**NO_PENALTY, **nest},
+        **main,
+        **rates,
+        "nesting alone": {**NO_PENALTY, "train.margin": 0.0},
+        "margin alone": {**NO_PENALTY, "train.nest.weight": 0.0},
+        "atomic, margin .2": {**NO_PENALTY, "train.margin": 0.2},
+        "atomic, higher k": {**NO_PENALTY, **more(1.1)},
+        "matryoshka, two levels, higher k": {**two_levels, **more(1.25)},
+        "solo, higher k": {**plain, **more(1.1)},
         "joint": {**plain, **penalty},
-        "matryoshka, five levels": nested,
-        "atomic without births": {**NO_PENALTY, **births},
-        "atomic, higher k": {**NO_PENALTY, "sae.k": more(1.1)},
-        "matryoshka, two levels, higher k": {**nested, "sae.prefixes": [0.25, 1.0], "sae.k": more(1.25)},
-        "nesting alone": {**NO_PENALTY, **margin, **births},
-        "births alone": {**NO_PENALTY, **nest, **margin},
-        "margin alone": {**NO_PENALTY, **nest, **births},
-        "margin alone, kept": {**NO_PENALTY, **nest, **births, "train.margin.start": 0.2, "train.margin.end": 0.2},
-        "nesting kept": {**NO_PENALTY, "train.nest.hold": 1.0, "train.nest.gone": 2.0},
+        "matryoshka, five levels": {**plain, "sae.architecture": "matryoshka"},
+        "atomic, nesting of weight .1": {**NO_PENALTY, "train.nest.weight": 0.1},
         "atomic, nesting of weight 1": {**NO_PENALTY, "train.nest.weight": 1.0},
-        "atomic-joint": penalty,
-        **{name: {**plain, "train.penalties": {name: STRENGTHS[name]}} for name in ("ortsae", "c2r")},
-        "solo, higher k": {**plain, "sae.k": more(1.1)},
+        "nesting kept": {**NO_PENALTY, "train.nest.hold": 1.0, "train.nest.gone": 2.0},
         "nesting let go early": {**NO_PENALTY, "train.nest.hold": 0.1, "train.nest.gone": 0.3},
         "nesting let go late": {**NO_PENALTY, "train.nest.hold": 0.5, "train.nest.gone": 0.75},
-        "births of any latents": {**NO_PENALTY, "train.births.two_points": 0.0},
+        "atomic-joint": penalty,
+        **{name: {**plain, "train.penalties": {name: STRENGTHS[name]}} for name in ("ortsae", "c2r")},
     }
     return [Setting(values, kind) for kind, values in rows.items()]
 

@@ -18,8 +18,6 @@ from metasae.train.learner import Learner
 from metasae.train.trainer import Done, Trainer
 
 FILE = "checkpoints/latest.safetensors"
-# Prefix of the births' tensors, which have a row per latent of the primary.
-BIRTHS = "primary.births."
 
 
 def save(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, folder: Path) -> None:
@@ -74,7 +72,6 @@ def header_of(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: 
             for name, learner in _learners(trainer).items()
         },
         "sigma": vars(trainer.sigma) if trainer.sigma else None,
-        "births": trainer.moves.facts(),
         "arm": trainer.arm,
         "seed": trainer.seed,
         "recipe": trainer.recipe.model_dump(mode="json"),
@@ -87,7 +84,7 @@ def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Every tensor of the state, by `primary.` or `meta.` and its name."""
     return {
         f"{name}.{key}": value for name, learner in _learners(trainer).items() for key, value in _state(learner).items()
-    } | {f"{BIRTHS}{key}": value for key, value in trainer.moves.tensors().items()}
+    }
 
 
 def check(header: dict, trainer: Trainer, path: Path) -> None:
@@ -113,7 +110,6 @@ def restore(trainer: Trainer, header: dict, tensors: dict[str, torch.Tensor]) ->
     trainer.done = Done(**header["done"])
     if trainer.sigma:
         vars(trainer.sigma).update(header["sigma"])
-    trainer.moves.load(_below(BIRTHS, tensors), header["births"])
     return header["pending"], header["metrics_bytes"]
 
 

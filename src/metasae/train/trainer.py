@@ -15,8 +15,8 @@ from metasae.sae.kernels import kernels
 from metasae.sae.optimiser import UnitRowAdam, learning_rate, total_norm
 from metasae.sae.sae import SAE, SAEConfig, token_normalise
 from metasae.sae.weights import Weights
+from metasae.train.atomic import changes_of
 from metasae.train.learner import new_learner
-from metasae.train.moves.atomic import moves_of
 from metasae.train.objective import Losses, meta_input
 from metasae.train.penalties.adaptive import AdaptiveSigma
 from metasae.train.penalties.decomposability import decomposability, full_gradient, probe
@@ -93,7 +93,7 @@ class Trainer:
         self.sigma = AdaptiveSigma(train.lambda2, train.sigma_sq) if train.adaptive_sigma else None
         self.done = Done()
         self.total_primary = -(-train.tokens // train.batch)
-        self.moves = moves_of(recipe, arm, self.primary, self.total_primary, seed, self.how.spread)
+        self.changes = changes_of(recipe, arm, self.total_primary)
         self._rows: tuple[int, Tensor] | None = None
         self.total_meta = (self.total_primary // train.n_primary_steps) * train.n_meta_steps if self.meta else 0
 
@@ -120,9 +120,6 @@ class Trainer:
         if learner.architecture.follows:
             learner.architecture.steer(numbers["l0"], learner.weights)
         self.done.primary += 1
-        births = self.moves.move(self.done.primary)
-        if births is not None:
-            numbers["births"] = torch.tensor(float(births), device=self.device)
         return losses, numbers
 
     @torch.no_grad()
@@ -135,12 +132,14 @@ class Trainer:
         """
         train, learner = self.recipe.train, self.primary
         x = self._inputs(x_BD)
-        prefixes, offset = self.moves.prefixes(self.done.primary), self.moves.offset(self.done.primary, learner)
+        n_here = len(learner.weights.W_dec_ND)
+        prefixes = self.changes.prefixes(self.done.primary, n_here, self.how.spread)
+        offset = self.changes.offset(learner)
         selection = learner.architecture, self._k_now(), learner.cut
         passed = forward(x, learner.weights, *selection, self.how, prefixes, offset)
         learner.cut = passed.cut
         dead = learner.count(passed.kept, train.dead_after, self.how.spread)
-        self.moves.look(self.done.primary, passed, self.how.kernels)
+        self.changes.look(passed.kept, learner)
         charged = self.done.primary >= train.penalty_start * self.total_primary
         further = None
         if charged and self.penalties and self.done.primary % train.penalty_every == 0:
@@ -190,7 +189,7 @@ class Trainer:
         normalize = "token" if sae.normalize == "token" else "none"
         primary = self.primary.as_sae(SAEConfig(self.d, sae.n, sae.architecture, sae.k, normalize, dict(metadata)))
         out = {"primary": primary.scaled(scale)}
-        offset = self.moves.offset(self.done.primary, self.primary)
+        offset = self.changes.offset(self.primary)
         out["primary"].offset = None if offset is None else offset.cpu() / scale
         if self.meta:
             normalize = "token" if meta.input == "token" else "none"

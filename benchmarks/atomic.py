@@ -1,10 +1,9 @@
 """Times the training step of the arm `atomic` and of its parts beside solo's, Matryoshka's and joint's.
 
-    python benchmarks/moves.py                 demo-full's shape;  --shape smollm2, --steps 1000, --json
+    python benchmarks/atomic.py                demo-full's shape;  --shape smollm2, --steps 1000, --json
 
-Every training is short, with all times of the schedule as shares of it: the births' window has its share of the time
-between births. All of them take their steps in turn in one process, since machines drift. A training's time is the sum
-over twentieths of the training of the median step.
+Every training is short, with the times of the nesting as shares of it. All of them take their steps in turn in one
+process, since machines drift. A training's time is the sum over twentieths of the training of the median step.
 """
 
 import argparse
@@ -24,17 +23,12 @@ from metasae.recipe.recipe import Recipe
 from metasae.train.trainer import Trainer
 
 SHAPES = SHAPES | {"demo-full": Shape(384, 1536, 32, 512, 138, 4), "smollm2": Shape(576, 2304, 32, 512, 207, 4)}
-# The share of the time between births that their window takes in a training of 5,860 steps.
-WINDOW = 400 / 586
-NO_BIRTHS = {"train.births.share": 0.0}
-NO_NEST, NO_MARGIN = {"train.nest.weight": 0.0}, {"train.margin.start": 0.0, "train.margin.end": 0.0}
 ROWS = {
     "solo": ("solo", {}),
     "joint": ("joint", {}),
     "Matryoshka, two levels": ("solo", {"sae.architecture": "matryoshka", "sae.prefixes": [0.25, 1.0]}),
-    "margin": ("atomic", NO_BIRTHS | NO_NEST),
-    "nesting": ("atomic", NO_BIRTHS | NO_MARGIN),
-    "margin and nesting": ("atomic", NO_BIRTHS),
+    "margin alone": ("atomic", {"train.nest.weight": 0.0}),
+    "nesting alone": ("atomic", {"train.margin": 0.0}),
     "atomic": ("atomic", {}),
 }
 
@@ -47,7 +41,6 @@ def trainer_of(shape: Shape, arm: str, values: dict, steps: int) -> Trainer:
         "meta.k": shape.k_m,
         "train.tokens": steps * shape.batch,
         "train.batch": shape.batch,
-        "train.births.window": max(1, round(WINDOW * 0.1 * steps)),
     }
     return Trainer(Recipe.load({}, base | values), arm, 0, torch.zeros(shape.d))
 
