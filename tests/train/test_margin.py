@@ -121,6 +121,14 @@ def test_resumed_to_the_bit(small_recipe, batches, tmp_path):
         assert torch.equal(tensor, getattr(second.primary.weights, key)), key
 
 
+def test_a_training_with_births_is_not_continued(small_recipe, tmp_path):
+    trainer = Trainer(small_recipe(), "atomic", 0, torch.zeros(16))
+    header = checkpoint.header_of(trainer, [], 0)
+    checkpoint.check(header, trainer, tmp_path)
+    with pytest.raises(UserError, match="with births; delete it"):
+        checkpoint.check(header | {"births": {"records": []}}, trainer, tmp_path)
+
+
 def test_other_arms_have_none(small_recipe, batches):
     for arm in ("solo", "joint"):
         trainer = Trainer(small_recipe(), arm, 0, torch.zeros(16))

@@ -333,9 +333,10 @@ class Train(Table):
         # earlier runs made births, and had a margin that fell; the exported thresholds have its last value
         if not is_stored(info):
             return values
-        margin = values.get("margin", 0.0)
-        last = {"margin": margin.get("end", 0.1)} if isinstance(margin, dict) else {}
-        return {key: value for key, value in values.items() if key != "births"} | last
+        kept = {key: value for key, value in values.items() if key != "births"}
+        if isinstance(kept.get("margin"), dict):
+            kept["margin"] = kept["margin"].get("end", 0.1)
+        return kept
 
     @model_validator(mode="after")
     def _known_penalties(self, info: ValidationInfo):

@@ -89,6 +89,9 @@ def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 def check(header: dict, trainer: Trainer, path: Path) -> None:
     """Raises UserError when the header is that of another recipe, arm or seed."""
+    if header.get("births"):
+        # its recipe reads as one without births, and the training would go on as another arm
+        raise UserError(f"{path} is of an earlier version's training with births; delete it to train this arm again")
     ours = json.loads(json.dumps(trainer.recipe.model_dump(mode="json")))
     # a key that an earlier release did not have has its default
     theirs = json.loads(json.dumps(Recipe.stored(header["recipe"]).model_dump(mode="json")))
