@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from metasae.arms.train_measure import initial_b_dec, input_scale
+from metasae.arms.train import initial_b_dec, input_scale
 from metasae.data.cache.activations import harvest
 from metasae.data.cache.stream import Stream
 from metasae.data.model.host import Host

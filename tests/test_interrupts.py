@@ -22,7 +22,7 @@ from metasae.train.trainer import Trainer
 AT_ONCE = {
     "reading text": ("metasae.data.text.windows", "cut", 40, "reading text and harvesting activations"),
     "harvesting": ("metasae.data.cache.passes", "_run_batch", 3, "reading text and harvesting activations"),
-    "setting thresholds": ("metasae.arms.train_measure", "calibrate", 1, "training 2 SAEs"),
+    "setting thresholds": ("metasae.arms.train", "calibrate", 1, "training 2 SAEs"),
     "measuring": ("metasae.measures.suite", "pair_statistics", 1, "measuring joint, seed 0"),
     "comparing": ("metasae.compare.across", "find_splits", 1, "comparing SAEs with each other"),
     "preparing the explorer": ("metasae.explore.store.firing_rows", "write_latents", 1, "preparing the explorer"),
@@ -166,7 +166,7 @@ def test_no_step_is_trained_again_after_a_signal_while_thresholds_are_set(recipe
     run = tmp_path / "run"
     share_harvest(whole, run)
     with monkeypatch.context() as patch:
-        interrupt_in(patch, "metasae.arms.train_measure", "calibrate", 0)
+        interrupt_in(patch, "metasae.arms.train", "calibrate", 0)
         with pytest.raises(Interrupted):
             metasae.run(recipe, out=run, show=False)
     original, arms = Trainer.primary_step, []

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import metasae
 from metasae.arms import source
-from metasae.arms.train_measure import input_scale
+from metasae.arms.train import input_scale
 from metasae.cli import main
 from metasae.errors import Interrupted, UserError
 from metasae.explore.store.build import build as build_store
@@ -425,7 +425,7 @@ def test_cached_tokens_are_read_again_and_said_to_be(recipe, tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
         real = loop.train
         patch.setattr(
-            "metasae.arms.train_measure.train",
+            "metasae.arms.train.train",
             lambda *args, **kept: real(*args, after_step=stop_in_the_second_reading, **kept),
         )
         metasae.run(values, out=stopped, show=False)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import metasae
 from drawing import undrawn
-from metasae.arms import train_measure
+from metasae.arms import train as arm_training
 from metasae.arms.folder import RunFolder
 from metasae.errors import Interrupted, UserError
 from metasae.recipe.recipe import Recipe
@@ -103,16 +103,16 @@ def test_arms_differ_from_those_without_and_text_is_measured_without(run, recipe
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_bits(run, recipe, tmp_path, monkeypatch):
-    train = train_measure.train
+    train = arm_training.train
 
     def stopped(trainer, batches, folder, task, stop, **options):
         train(trainer, batches, folder, task, stop, **options | {"until": 15})
         raise Interrupted("here")
 
-    monkeypatch.setattr(train_measure, "train", stopped)
+    monkeypatch.setattr(arm_training, "train", stopped)
     with pytest.raises(Interrupted):
         metasae.run(recipe | {"arms": ["solo"]}, out=tmp_path / "run", show=False)
-    monkeypatch.setattr(train_measure, "train", train)
+    monkeypatch.setattr(arm_training, "train", train)
     metasae.run(recipe | {"arms": ["solo"]}, out=tmp_path / "run", show=False)
     assert_same_weights(run, tmp_path / "run", "solo-s0")
     assert (run / "spikes/s0.safetensors").read_bytes() == (tmp_path / "run/spikes/s0.safetensors").read_bytes()
@@ -121,7 +121,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(run, recipe, tmp_path
 def test_windows_meet_the_same_spike_ins_and_resume(recipe, tmp_path, monkeypatch):
     windowed = recipe | {"harvest": {**recipe["harvest"], "window_tokens": 1500}, "seeds": [0]}
     metasae.run(windowed, out=tmp_path / "whole", show=False)
-    train, calls = train_measure.train, []
+    train, calls = arm_training.train, []
 
     def stopped(*arguments, **options):
         calls.append(0)
@@ -129,10 +129,10 @@ def test_windows_meet_the_same_spike_ins_and_resume(recipe, tmp_path, monkeypatc
             raise Interrupted("here")
         return train(*arguments, **options)
 
-    monkeypatch.setattr(train_measure, "train", stopped)
+    monkeypatch.setattr(arm_training, "train", stopped)
     with pytest.raises(Interrupted):
         metasae.run(windowed, out=tmp_path / "parts", show=False)
-    monkeypatch.setattr(train_measure, "train", train)
+    monkeypatch.setattr(arm_training, "train", train)
     metasae.run(windowed, out=tmp_path / "parts", show=False)
     for label in ("solo-s0", "joint-s0"):
         assert_same_weights(tmp_path / "whole", tmp_path / "parts", label)

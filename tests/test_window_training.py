@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import metasae
 from drawing import undrawn
-from metasae.arms import train_measure as windows
+from metasae.arms import train as windows
 from metasae.data.cache.rolling import training_windows
 from metasae.errors import Interrupted, UserError
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metasae.arms.l0 import missed_by, missed_line, misses
-from metasae.arms.train_measure import save_trained
+from metasae.arms.train import save_trained
 from metasae.data.split import Rows
 from metasae.measures.firing.calibrate import calibrate
 from metasae.progress.progress import Task

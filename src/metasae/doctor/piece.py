@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from metasae.arms.train_measure import initial_b_dec, input_scale
+from metasae.arms.train import initial_b_dec, input_scale
 from metasae.data.cache.activations import fingerprint_of, identity
 from metasae.data.cache.cache import ActivationCache, large_enough
 from metasae.data.cache.stream import Stream

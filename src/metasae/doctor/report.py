@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from metasae.arms.train_measure import trains_on_one_core
+from metasae.arms.train import trains_on_one_core
 from metasae.device import keep_freed_memory
 from metasae.doctor import fit
 from metasae.doctor.estimate import Needs, kind_of, needs

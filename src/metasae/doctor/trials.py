@@ -10,7 +10,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from metasae.arms.train_measure import cores_for
+from metasae.arms.train import cores_for
 from metasae.data.cache.activations import harvest
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.model.host import Host

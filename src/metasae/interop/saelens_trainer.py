@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import metasae
-from metasae.arms.train_measure import cores_for, initial_b_dec, input_scale, save_trained
+from metasae.arms.train import cores_for, initial_b_dec, input_scale, save_trained
 from metasae.data.split import Rows, Split
 from metasae.errors import UserError, nearest
 from metasae.interop import checked

@@ -73,7 +73,7 @@ def keep_init(source: "Source", cache) -> None:
 
     cache: the run's activations. All ranks call this. Raises UserError as `read_init` and `refuse_other_width` do.
     """
-    from metasae.arms.train_measure import save_trained
+    from metasae.arms.train import save_trained
 
     recipe, ranks = source.recipe, source.ranks
     if not ranks.agreed(is_missing(source)):

@@ -20,8 +20,9 @@ import torch
 import metasae
 from metasae import files
 from metasae.arms.folder import Arm, RunFolder, read_object
+from metasae.arms.measure import measure_arm
 from metasae.arms.source import Source
-from metasae.arms.train_measure import measure_arm, train_arm, train_by_windows, trains_on_one_core
+from metasae.arms.train import train_arm, train_by_windows, trains_on_one_core
 from metasae.data.cache.cache import ActivationCache, is_held
 from metasae.data.cache.given import GivenCache
 from metasae.data.planted.planted_cache import PlantedCache

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields, replace
 
 import torch
 
-from metasae.arms.train_measure import trains_on_one_core
+from metasae.arms.train import trains_on_one_core
 from metasae.doctor import fit
 from metasae.doctor.estimate import Needs
 from metasae.doctor.presence import Presence

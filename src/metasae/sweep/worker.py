@@ -18,8 +18,9 @@ import torch
 
 from metasae import files
 from metasae.arms.folder import Arm, read_object
+from metasae.arms.measure import measure_arm
 from metasae.arms.source import Source
-from metasae.arms.train_measure import measure_arm, train_arm
+from metasae.arms.train import train_arm
 from metasae.compare.catalogue import value_of
 from metasae.compare.compare import compare
 from metasae.data.cache.cache import ActivationCache
