@@ -4,6 +4,7 @@ import pytest
 from tiny_sweeps import TINY
 
 from metasae.recipe.recipe import Recipe
+from metasae.sweep import named as module
 from metasae.sweep import sweep
 from metasae.sweep.cells import cell_hash
 from metasae.sweep.named import ABLATIONS, named
@@ -61,3 +62,17 @@ def test_joint_beside_solo_of_lower_k(tmp_path):
     assert result["equal_fvu"]["baseline"] == "curve" and result["equal_fvu"]["k"] == {"joint": [6], "solo": [4, 5, 6]}
     assert (tmp_path / "a/figures/pareto.png").stat().st_size > 5000
     assert "Differences are target - curve" in (tmp_path / "a/sweep.md").read_text()
+
+
+@pytest.mark.drawn
+def test_kinds_that_differ_in_more_than_k_are_read_by_name(tmp_path, monkeypatch):
+    def three(base):
+        return [setting for setting in every(base) if setting.kind in ("solo", "atomic", "atomic, higher k")]
+
+    every = module._atomic
+    monkeypatch.setattr(module, "_atomic", three)
+    sweep("planted", named="atomic", seeds=1, out=tmp_path / "a", overrides=TINY, show=False)
+    assert (tmp_path / "a/figures/pareto.png").stat().st_size > 5000
+    table = (tmp_path / "a/sweep.md").read_text()
+    assert "Change of each kind against solo" in table
+    assert "| 2 | atomic |" in table and "| 3 | atomic, higher k |" in table

@@ -46,8 +46,10 @@ def pareto(result: dict) -> Figure | None:
         return None
     figure, panels = _panels(1, len(others), (4.2 * len(others), 3.8))
     varied = sorted({key for cell in cells for key in cell["setting"]})
-    kinds = list(dict.fromkeys(cell["kind"] for cell in cells if cell["kind"]))
-    beside = "k" if kinds else " / ".join(varied)
+    # kinds that were each trained at several k
+    kinds = list(dict.fromkeys(cell["kind"] for cell in cells)) if result["equal_fvu"] else []
+    named = all(cell["kind"] for cell in cells)
+    beside = "k" if kinds else "row of the table" if named else " / ".join(varied)
     title = f"{beside} beside each point; filled: on the front of all objectives; ringed: nearest to the ideal"
     figure.suptitle(title, fontsize=8)
     for axes, y in zip(panels, others, strict=True):
@@ -55,7 +57,9 @@ def pareto(result: dict) -> Figure | None:
         if kinds:
             _curves(axes, points, kinds)
         else:
-            _scatter(axes, points, varied)
+            # names would cover each other
+            rows = {cell["name"]: str(row) for row, cell in enumerate(result["cells"], 1)}
+            _scatter(axes, points, [rows[cell["name"]] if named else _values(cell, varied) for *_, cell in points])
             # the best y among cells whose x is at least as good
             signs = np.array([1 if QUANTITIES[key].better == "lower" else -1 for key in (x, y)])
             costs = np.unique(signs * [point[:2] for point in points], axis=0)
@@ -73,14 +77,18 @@ def pareto(result: dict) -> Figure | None:
     return figure
 
 
-def _scatter(axes: Axes, points: list[Point], varied: list[str]) -> None:
-    """Draws every cell with its setting beside it."""
-    for a, b, cell in points:
+def _scatter(axes: Axes, points: list[Point], words: list[str]) -> None:
+    """Draws every cell with its words beside it."""
+    for (a, b, cell), own in zip(points, words, strict=True):
         color, inside = (BLUE, BLUE) if cell["on_front"] else (GREY, "white")
         axes.plot(a, b, "o", color=color, markerfacecolor=inside, markersize=6)
-        values = (cell["setting"].get(key) for key in varied)
-        words = " / ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)
-        axes.annotate(words, (a, b), xytext=(5, 4), textcoords="offset points", fontsize=6.5, color="#555555")
+        axes.annotate(own, (a, b), xytext=(5, 4), textcoords="offset points", fontsize=6.5, color="#555555")
+
+
+def _values(cell: dict, varied: list[str]) -> str:
+    """The cell's values of the settings that differ between cells."""
+    values = (cell["setting"].get(key) for key in varied)
+    return " / ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)
 
 
 def _curves(axes: Axes, points: list[Point], kinds: list[str]) -> None:

@@ -30,20 +30,20 @@ def as_markdown(result: dict, drawn: Sequence[str] = ()) -> str:
     shown, states = columns(result), [cell["state"] for cell in result["cells"]]
     same_k = list(dict.fromkeys([*shown, "fidelity.l0"]))
     by_kind = not result["equal_fvu"] and all(cell["kind"] for cell in result["cells"])
-    named = ["kind"] if by_kind else result["settings"]
+    named = ["row", "kind"] if by_kind else result["settings"]
     return fill(
         Path(__file__).with_name("sweep.md"),
-        **result | {"settings": named},
+        **result | {"settings": named, "subject": "each kind" if by_kind else result["subject"]},
         counts=[f"{states.count(state)} {word}" for state, word in STATES.items() if state in states],
         labels=_labels(shown),
-        rows=[_row(cell, named, shown) for cell in result["cells"]],
+        rows=[_row(row, cell, named, shown) for row, cell in enumerate(result["cells"], 1)],
         figures={name: title for name, title in FIGURES.items() if name in drawn},
         **(_equal_fvu(result["equal_fvu"], same_k) if result["equal_fvu"] else {}),
     )
 
 
-def _row(cell: dict, settings: list[str], shown: list[str]) -> list[str]:
-    known = {**cell["setting"], "kind": cell["kind"]}
+def _row(row: int, cell: dict, settings: list[str], shown: list[str]) -> list[str]:
+    known = {**cell["setting"], "row": row, "kind": cell["kind"]}
     values = ["" if known.get(key) is None else known[key] for key in settings]
     changes = [_change(cell["differences"].get(key), key) for key in shown]
     return [*map(str, values), *changes, str(len(cell["seeds"])), _remark(cell)]
