@@ -238,7 +238,7 @@ class Nest(Table):
         (0.25,), description="inner prefixes, as shares of n: so many of the first latents rebuild the input alone"
     )
     weight: float = Field(
-        0.3, ge=0, description="weight of each inner prefix's error; the whole SAE's error has weight 1; 0: no nesting"
+        0.1, ge=0, description="weight of each inner prefix's error; the whole SAE's error has weight 1; 0: no nesting"
     )
     hold: float = Field(0.25, ge=0, le=1, description="share of all steps until which the weight is constant")
     gone: float = Field(
