@@ -48,7 +48,7 @@ def pareto(result: dict) -> Figure | None:
     varied = sorted({key for cell in cells for key in cell["setting"]})
     # kinds that were each trained at several k
     kinds = list(dict.fromkeys(cell["kind"] for cell in cells)) if result["equal_fvu"] else []
-    named = all(cell["kind"] for cell in cells)
+    named = all(cell["kind"] for cell in result["cells"])
     beside = "k" if kinds else "row of the table" if named else " / ".join(varied)
     title = f"{beside} beside each point; filled: on the front of all objectives; ringed: nearest to the ideal"
     figure.suptitle(title, fontsize=8)
