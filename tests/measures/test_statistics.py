@@ -311,3 +311,10 @@ def test_p_values_under_the_null():
     assert below == pytest.approx([0.05, 0.2, 0.5], abs=0.045), f"below .05, .2, .5: {below}"
     crossed = np.array([judged(x, np.zeros_like(x)).p for x in effects(CASES, 3, 8, 18, text=0.2, both=0.2)])
     assert 0.02 <= np.mean(crossed < 0.05) <= 0.07, f"{np.mean(crossed < 0.05):.1%} of true nulls below .05"
+
+
+def test_one_seed_gives_no_percentage_of_a_negative_baseline():
+    estimate = paired_difference({0: 0.005}, {0: -0.007})
+    assert estimate.percent is None and estimate.difference == pytest.approx(0.012)
+    assert "no percentage, as the baseline is negative" in estimate.note
+    assert paired_difference({0: 0.007}, {0: 0.014}).percent == pytest.approx(-50)

@@ -34,10 +34,10 @@ class Difference(Estimate):
     """a - b over paired seeds.
 
     a, b: means over the seeds that both arms have. percent: 100 (a - b) / |b|, with the sign of the difference; None if
-    b is 0 or its own interval includes 0. percent_ci95: Fieller's interval of the percentage, which contains b's own
-    error and may be asymmetric. p: the p-value of no difference, below .05 if ci95 excludes 0; p_holm: adjusted within
-    a family (`metasae.intervals.families`). smallest: the least |difference| that would be clear in that family at this
-    spread. values: (seed, a, b) for each seed.
+    b is 0, if its own interval includes 0, or if it is negative and has no interval. percent_ci95: Fieller's interval
+    of the percentage, which contains b's own error and may be asymmetric. p: the p-value of no difference, below .05 if
+    ci95 excludes 0; p_holm: adjusted within a family (`metasae.intervals.families`). smallest: the least |difference|
+    that would be clear in that family at this spread. values: (seed, a, b) for each seed.
     """
 
     a: float | None = None

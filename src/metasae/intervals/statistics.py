@@ -79,7 +79,8 @@ def paired_difference(
         trouble.append("the same difference in every seed, so the interval has no width")
     percent, percent_ci95 = _percent(full, spread)
     if percent is None and mean_b:
-        trouble.append("no percentage, as the baseline's interval includes 0")
+        why = "baseline is negative" if spread is None else "baseline's interval includes 0"
+        trouble.append(f"no percentage, as the {why}")
     return Difference(
         a=float(full_a.mean()),
         b=mean_b,
@@ -218,7 +219,8 @@ def _percent(full: np.ndarray, spread: Covariance | None) -> tuple[float | None,
         return None, None
     percent = 100 * difference / abs(baseline)
     if spread is None:
-        return percent, None
+        # nothing tells whether a negative baseline is a real one or noise around 0, as of cross-entropy added
+        return (percent if baseline > 0 else None), None
     if not full[0].any():
         return 0.0, (0.0, 0.0)
     ratio = ratio_interval(difference, baseline, spread)
