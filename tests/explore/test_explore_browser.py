@@ -358,6 +358,8 @@ def test_what_is_outside_the_corrected_measures_is_not_drawn_as_clear_and_a_meas
         reader = Reader(browser, address)
         page = reader.open("overview")
         page.click("summary:has-text('All measures')")
+        # the words of a row that is not shown yet are empty
+        page.wait_for_selector("[aria-label^='Measures of'] tbody tr:has-text('nearest-partner')")
         rows = {
             row.inner_text().split("\t")[0].split(" ")[0]: row
             for row in page.locator("[aria-label^='Measures of'] tbody tr:not(.group)").all()
