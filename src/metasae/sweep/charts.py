@@ -11,6 +11,7 @@ from metasae.compare.catalogue import TRUTH, scaled
 from metasae.sweep.folder import DONE
 from metasae.sweep.pareto import front
 from metasae.sweep.plan import QUANTITIES
+from metasae.sweep.table import by_kind
 
 FVU = "fidelity.fvu"
 RESPONSES = (FVU, "cooccurrence.mean_abs_phi", *TRUTH)
@@ -48,7 +49,7 @@ def pareto(result: dict) -> Figure | None:
     varied = sorted({key for cell in cells for key in cell["setting"]})
     # kinds that were each trained at several k
     kinds = list(dict.fromkeys(cell["kind"] for cell in cells)) if result["equal_fvu"] else []
-    named = all(cell["kind"] for cell in result["cells"])
+    named = by_kind(result)
     beside = "k" if kinds else "row of the table" if named else " / ".join(varied)
     title = f"{beside} beside each point; filled: on the front of all objectives; ringed: nearest to the ideal"
     figure.suptitle(title, fontsize=8)

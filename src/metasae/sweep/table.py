@@ -25,15 +25,19 @@ def columns(result: dict) -> list[str]:
     return [key for key in dict.fromkeys([*PAPER, *output, *TRUTH, *result["objectives"]]) if key in known]
 
 
+def by_kind(result: dict) -> bool:
+    """Whether cells are known by their kind and the number of their row: each has a kind, and no kind has several k."""
+    return not result["equal_fvu"] and all(cell["kind"] for cell in result["cells"])
+
+
 def as_markdown(result: dict, drawn: Sequence[str] = ()) -> str:
     """The text of sweep.md. drawn: names of the figures that were drawn."""
     shown, states = columns(result), [cell["state"] for cell in result["cells"]]
     same_k = list(dict.fromkeys([*shown, "fidelity.l0"]))
-    by_kind = not result["equal_fvu"] and all(cell["kind"] for cell in result["cells"])
-    named = ["row", "kind"] if by_kind else result["settings"]
+    named = ["row", "kind"] if by_kind(result) else result["settings"]
     return fill(
         Path(__file__).with_name("sweep.md"),
-        **result | {"settings": named, "subject": "each kind" if by_kind else result["subject"]},
+        **result | {"settings": named, "subject": "each kind" if by_kind(result) else result["subject"]},
         counts=[f"{states.count(state)} {word}" for state, word in STATES.items() if state in states],
         labels=_labels(shown),
         rows=[_row(row, cell, named, shown) for row, cell in enumerate(result["cells"], 1)],
